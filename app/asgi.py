@@ -1,0 +1,167 @@
+"""create_app(settings): the application, as explicit lists of what it serves and how it fails."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+from litestar import Litestar, Request, Response, Router, get
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.status_codes import (
+    HTTP_404_NOT_FOUND,
+    HTTP_405_METHOD_NOT_ALLOWED,
+    HTTP_413_REQUEST_ENTITY_TOO_LARGE,
+)
+
+from app import __version__, telemetry
+from app.config import Settings
+from app.errors import AppError, InvalidRequest, NotFound, PayloadTooLarge
+from app.gateway.controllers import ChatController
+from app.rag.controllers import DocumentController, answer, get_job, search
+from app.services import Services, open_services
+from app.tenants.auth import PUBLIC, provide_principal, requires_key
+from app.tenants.controllers import KeyController, me
+
+log = telemetry.logger(__name__)
+Handler = Any
+
+
+@get("/health/live", opt=PUBLIC, tags=["health"], summary="The process answers")
+async def live() -> dict[str, str]:
+    return {"status": "live"}
+
+
+@get("/health/ready", opt=PUBLIC, tags=["health"], summary="Everything configured can serve")
+async def ready(services: NamedDependency[Services]) -> Response[dict[str, Any]]:
+    """503 with the reasons by component while a model loads, after one failed, or without the database."""
+    reasons = services.not_ready()
+    try:
+        await services.database.ping()
+    except Exception as error:
+        reasons["database"] = f"does not answer: {type(error).__name__}"
+    body: dict[str, Any] = {"status": "not ready" if reasons else "ready", "reasons": reasons}
+    return Response(body, status_code=503 if reasons else 200)
+
+
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The ASGI application; settings are loaded where none are given."""
+    settings = settings or Settings.load()
+    openai = Router("/", route_handlers=[ChatController], exception_handlers=_handlers("openai"))
+    return Litestar(
+        route_handlers=[live, ready, me, KeyController, DocumentController, get_job, search, answer, openai],
+        guards=[requires_key],
+        dependencies=_dependencies(),
+        exception_handlers=_handlers("problem"),
+        lifespan=[partial(_lifespan, settings)],
+        openapi_config=_openapi(),
+        request_max_body_size=settings.server.max_body_bytes,
+        # Errors are rendered here for every caller alike; nothing of the server's inside is shown.
+        debug=False,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(settings: Settings, app: Litestar) -> AsyncIterator[None]:
+    provider = telemetry.configure(settings.telemetry)
+    async with open_services(settings) as services:
+        app.state.services = services
+        app.state.authenticator = services.authenticator
+        yield
+    if provider:
+        provider.shutdown()
+
+
+def _dependencies() -> dict[str, Provide]:
+    def service(name: str) -> Provide:
+        def provide(state: State) -> Any:
+            return getattr(state.services, name)
+
+        return Provide(provide, sync_to_thread=False)
+
+    def services(state: State) -> Services:
+        found: Services = state.services
+        return found
+
+    named = {
+        "settings": "settings",
+        "database": "database",
+        "gateway": "gateway",
+        "documents": "documents",
+        "searching": "search",
+        "answers": "answers",
+        "jobs": "jobs",
+    }
+    return {
+        "services": Provide(services, sync_to_thread=False),
+        "principal": Provide(provide_principal, sync_to_thread=False),
+        **{dependency: service(attribute) for dependency, attribute in named.items()},
+    }
+
+
+def _openapi() -> OpenAPIConfig:
+    bearer = SecurityScheme(type="http", scheme="bearer", description="An API key, prc_…")
+    return OpenAPIConfig(
+        title="Precedent",
+        version=__version__,
+        path="/docs",
+        render_plugins=[ScalarRenderPlugin()],
+        components=Components(security_schemes={"key": bearer}),
+        security=[{"key": []}],
+    )
+
+
+def _handlers(dialect: str) -> dict[Any, Handler]:
+    """One handler per kind of exception, answering in the caller's dialect: 'problem' or 'openai'."""
+
+    def render(request: Request[Any, Any, Any], error: AppError) -> Response[dict[str, Any]]:
+        spoken = "openai" if request.url.path.startswith("/v1/") else dialect
+        media_type = "application/problem+json" if spoken == "problem" else "application/json"
+        body: dict[str, Any] = getattr(error, spoken)()
+        return Response(body, status_code=error.status, media_type=media_type, headers=error.headers)
+
+    def application_error(request: Request[Any, Any, Any], error: AppError) -> Response[dict[str, Any]]:
+        if error.status >= 500:
+            log.warning("request failed", code=error.code, detail=error.detail, path=request.scope["path"])
+        return render(request, error)
+
+    def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+        return render(request, _translate(error))
+
+    def unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+        log.error("unexpected error", path=request.scope["path"], exc_info=error)
+        return render(request, AppError("The server made a mistake; it has been logged."))
+
+    return {AppError: application_error, HTTPException: framework_error, Exception: unexpected}
+
+
+class _FrameworkError(AppError):
+    """A status of the framework's for which the tree has no class of its own, such as 405."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status  # type: ignore[misc]  # a class variable everywhere else
+        self.code = "method_not_allowed" if status == HTTP_405_METHOD_NOT_ALLOWED else "http_error"  # type: ignore[misc]
+        self.openai_type = "invalid_request_error"  # type: ignore[misc]
+
+
+def _translate(error: HTTPException) -> AppError:
+    """The framework's own exceptions in our tree; a validation error names the field."""
+    if error.status_code == HTTP_404_NOT_FOUND:
+        return NotFound("There is nothing at this address.")
+    if error.status_code == HTTP_413_REQUEST_ENTITY_TOO_LARGE:
+        return PayloadTooLarge("The request body is larger than this server accepts.")
+    if error.status_code != 400:
+        return _FrameworkError(error.status_code, error.detail)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, msgspec.DecodeError) and not isinstance(cause, msgspec.ValidationError):
+        return InvalidRequest(f"The body is not valid JSON: {cause}.")
+    entries = error.extra if isinstance(error.extra, list) else []
+    faults = [f"{e.get('key', 'body')}: {e.get('message', '')}" for e in entries if isinstance(e, dict)]
+    param = next((e.get("key") for e in entries if isinstance(e, dict) and e.get("key")), None)
+    return InvalidRequest("; ".join(faults) or error.detail, param=param)

@@ -1,0 +1,144 @@
+"""`make run`: from a fresh checkout to a cited answer, over the same HTTP API everybody else has."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+
+from app import migrate
+from app.client import KEY_FILE, Client, ClientError, ask, ingest
+from app.config import REPOSITORY, Settings
+from app.db import Database
+from app.errors import NotFound
+from app.tenants import service
+from app.tenants.principal import Scope
+
+TENANT = "demo"
+CONTRACTS = REPOSITORY / "demo" / "contracts"
+QUESTION = (REPOSITORY / "demo" / "sample_question.txt").read_text().strip()
+START_SECONDS = 300.0
+
+
+def run(console: Console, *, oneshot: bool) -> int:
+    """Exit status: 0, or 1 when the server did not come up or (oneshot) the answer has no verified citation."""
+    settings = Settings.load()
+    secret = asyncio.run(_prepare(settings))
+    port = _port(settings, console)
+    url = f"http://{settings.server.host}:{port}"
+    with _server(settings, port, console) as process:
+        _wait_until_ready(process, url, settings, console)
+        client = Client(url, secret)
+        failures = ingest(
+            client, sorted(p for p in CONTRACTS.iterdir() if p.is_file()), "contracts", [], console
+        )
+        for failure in failures:
+            console.print(f"[red]{escape(failure)}[/red]")
+        answer = ask(client, {"question": QUESTION, "collection": "contracts"}, console)
+        verified = any(citation["verified"] for citation in answer["citations"])
+        if oneshot:
+            return 0 if verified and not failures else 1
+        _print_addresses(console, url, secret)
+        return process.wait()
+    return 0  # after Ctrl-C
+
+
+async def _prepare(settings: Settings) -> str:
+    """Migrate, and make the demo tenant and its key where they are missing. Returns the key."""
+    database = Database(settings.storage.database_url)
+    try:
+        await migrate.upgrade(database)
+        async with database.session() as session:
+            if KEY_FILE.exists():
+                kept = KEY_FILE.read_text().strip()
+                if await service.find_principal(session, kept):
+                    return kept
+            try:
+                tenant = await service.get_tenant(session, TENANT)
+            except NotFound:
+                tenant = await service.create_tenant(session, TENANT)
+            name = f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            new = await service.create_key(session, tenant.id, name, scopes=frozenset(Scope))
+    finally:
+        await database.close()
+    _keep(new.secret)
+    return new.secret
+
+
+def _keep(secret: str) -> None:
+    """The file is born with mode 0600: at no moment may others read it."""
+    KEY_FILE.parent.mkdir(exist_ok=True)
+    KEY_FILE.unlink(missing_ok=True)
+    with os.fdopen(os.open(KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secret + "\n")
+
+
+def _port(settings: Settings, console: Console) -> int:
+    """The configured port, or a free one when somebody else has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.server.host, settings.server.port))
+        except OSError:
+            probe.bind((settings.server.host, 0))
+            console.print(f"Port {settings.server.port} is taken.")
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _server(settings: Settings, port: int, console: Console) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process of our own, its log in a file, stopped with us."""
+    log = settings.directory / "server.log"
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield process
+    except KeyboardInterrupt:
+        console.print("\nStopping.")
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=settings.server.shutdown_seconds + 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, settings: Settings, console: Console
+) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with console.status("Starting the server and loading the model …"):
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ClientError(f"The server did not start; see {settings.directory / 'server.log'}.")
+            if _ready(url):
+                return
+            time.sleep(0.2)
+    raise ClientError(
+        f"The server was not ready after {START_SECONDS:.0f} s; see {settings.directory / 'server.log'}."
+    )
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready", timeout=5.0).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _print_addresses(console: Console, url: str, secret: str) -> None:
+    console.print(f"\nAPI documentation  [link]{url}/docs[/link]")
+    console.print(f"API key            {secret}  (also in {KEY_FILE})")
+    console.print('Ask more           .venv/bin/precedent ask "What is the notice period?"')
+    console.print("Ctrl-C stops the server.")

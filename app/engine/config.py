@@ -1,0 +1,97 @@
+"""What the engine is told at start and what a request may ask of its sampling. Plain data, no torch."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+LoadFormat = Literal["auto", "dummy"]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The engine's settings, fixed for its life. Raises ValueError, naming the field, when one is impossible.
+
+    model: folder with config.json and safetensors, or a Hugging Face hub id; with load_format "dummy" a
+        folder or a config.json alone is enough, the weights are random from `seed`.
+    device: "auto" or "cpu" (the GPU runner follows).  dtype: "auto", "float32" or "bfloat16"; "auto" takes
+        bfloat16 where the CPU multiplies it natively (avx512_bf16 or AMX), else float32.
+    block_size: tokens per KV block.  num_blocks: KV blocks; None sizes the pool by `kv_cache_bytes`.
+    kv_cache_bytes: bytes for the KV pool; None is 512 MiB, never more than max_num_seqs full-length requests.
+    max_num_batched_tokens: token budget of one step.  max_num_seqs: requests running at once.
+    max_model_len: prompt plus output tokens of one request; None takes the checkpoint's, capped by the pool.
+    threads: torch threads of the engine thread; None uses every core this process may run on.
+    """
+
+    model: str | Path
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: LoadFormat = "auto"
+    enable_prefix_cache: bool = True
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_cache_bytes: int | None = None
+    max_num_batched_tokens: int = 1024
+    max_num_seqs: int = 64
+    max_model_len: int | None = None
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(str(self.model) != "", "model must name a folder or a hub id")
+        _require(self.device in ("auto", "cpu"), f"device must be 'auto' or 'cpu', not {self.device!r}")
+        dtypes = ("auto", "float32", "bfloat16")
+        _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, not {self.dtype!r}")
+        _require(self.load_format in ("auto", "dummy"), f"load_format {self.load_format!r} is not auto or dummy")
+        for name in ("block_size", "max_num_batched_tokens", "max_num_seqs"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in ("num_blocks", "kv_cache_bytes", "max_model_len", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1 or None")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when to stop. Raises ValueError, naming the field, on bad values.
+
+    temperature: 0 is greedy.  top_k: 0 keeps all.  top_p: mass kept, in (0, 1].
+    seed: the same seed gives the same tokens whatever else is in the batch (float32); None draws one.
+    stop: strings that end the output and are not part of it.  stop_token_ids: ids that end the output.
+    ignore_eos: the model's own end tokens do not end the output.  min_tokens: no end id before that many.
+    logprobs: None, or 0 for the natural log probability of each sampled token under the unscaled model.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    min_tokens: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        finite = math.isfinite(self.temperature) and self.temperature >= 0
+        _require(finite, f"temperature must be a number of at least 0, not {self.temperature}")
+        _require(self.top_k >= 0, f"top_k must be 0 (off) or positive, not {self.top_k}")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
+        _require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
+        in_range = 0 <= self.min_tokens <= self.max_tokens
+        _require(in_range, f"min_tokens must be between 0 and max_tokens, not {self.min_tokens}")
+        _require(all(self.stop), "stop strings must not be empty")
+        _require(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids must not be negative")
+        _require(self.seed is None or 0 <= self.seed < 2**63, "seed must be in [0, 2**63)")
+        _require(self.logprobs in (None, 0), "logprobs must be None or 0 (the sampled token's)")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0

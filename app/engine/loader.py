@@ -1,0 +1,150 @@
+"""Weights: safetensors of a Hugging Face folder, streamed tensor by tensor into the fused layout of decoder.py."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from app.engine.spec import DecoderSpec
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer. qkv: [(H + 2K) * D, hidden], query rows first.  gate_up: [2 * intermediate, hidden]."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    output: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    qkv_bias: Tensor | None = None
+    output_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
+@dataclass(slots=True)
+class DecoderWeights:
+    """The whole model; `head` is `embedding` where they are tied. `targets` maps checkpoint names to views."""
+
+    embedding: Tensor
+    norm: Tensor
+    head: Tensor
+    layers: list[LayerWeights]
+    targets: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> DecoderWeights:
+    """Raises ValueError naming what is missing, unexpected in shape, or not in safetensors."""
+    weights = _empty(spec, dtype)
+    missing = set(weights.targets)
+    for name, tensor in _tensors(folder):
+        target = weights.targets.get(name)
+        if target is None:
+            continue
+        if target.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the config says {tuple(target.shape)}")
+        target.copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} tensors, among them {sorted(missing)[0]}")
+    weights.targets.clear()
+    return weights
+
+
+def dummy_weights(spec: DecoderSpec, dtype: torch.dtype, seed: int) -> DecoderWeights:
+    """Random weights of the right shapes: normal with deviation 0.02, norms one, biases zero."""
+    weights = _empty(spec, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for name, target in weights.targets.items():
+        if name.endswith("norm.weight"):
+            target.fill_(1.0)
+        elif name.endswith("bias"):
+            target.zero_()
+        else:
+            target.copy_(torch.randn(target.shape, generator=generator).mul_(0.02))
+    weights.targets.clear()
+    return weights
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise ValueError(f"{folder} has no *.safetensors; other weight formats are not read")
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is named in the index but does not exist")
+        with safe_open(folder / name, framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118 (not a dict)
+                yield key, shard.get_tensor(key)
+
+
+def _empty(spec: DecoderSpec, dtype: torch.dtype) -> DecoderWeights:
+    embedding = torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype)
+    head = embedding if spec.tied else torch.empty_like(embedding)
+    layers = [_empty_layer(spec, dtype) for _ in range(spec.num_layers)]
+    weights = DecoderWeights(embedding, torch.empty(spec.hidden_size, dtype=dtype), head, layers)
+    weights.targets = {"model.embed_tokens.weight": embedding, "model.norm.weight": weights.norm}
+    if not spec.tied:
+        weights.targets["lm_head.weight"] = head
+    for i, layer in enumerate(layers):
+        weights.targets |= {f"model.layers.{i}.{name}": view for name, view in _views(spec, layer).items()}
+    return weights
+
+
+def _empty_layer(spec: DecoderSpec, dtype: torch.dtype) -> LayerWeights:
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    hidden, inner, dim = spec.hidden_size, spec.intermediate_size, spec.head_dim
+    queries, all_heads = spec.num_heads * dim, (spec.num_heads + 2 * spec.num_kv_heads) * dim
+    return LayerWeights(
+        input_norm=new(hidden),
+        qkv=new(all_heads, hidden),
+        output=new(hidden, queries),
+        post_norm=new(hidden),
+        gate_up=new(2 * inner, hidden),
+        down=new(hidden, inner),
+        qkv_bias=new(all_heads) if spec.qkv_bias else None,
+        output_bias=new(hidden) if spec.output_bias else None,
+        gate_up_bias=new(2 * inner) if spec.mlp_bias else None,
+        down_bias=new(hidden) if spec.mlp_bias else None,
+        q_norm=new(dim) if spec.qk_norm else None,
+        k_norm=new(dim) if spec.qk_norm else None,
+    )
+
+
+def _views(spec: DecoderSpec, layer: LayerWeights) -> dict[str, Tensor]:
+    """Checkpoint names of one layer and the part of our fused tensors that each fills."""
+    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    found: dict[str, Tensor | None] = {
+        "input_layernorm.weight": layer.input_norm,
+        "post_attention_layernorm.weight": layer.post_norm,
+        "self_attn.o_proj.weight": layer.output,
+        "self_attn.o_proj.bias": layer.output_bias,
+        "mlp.down_proj.weight": layer.down,
+        "mlp.down_proj.bias": layer.down_bias,
+        "self_attn.q_norm.weight": layer.q_norm,
+        "self_attn.k_norm.weight": layer.k_norm,
+    }
+    for suffix, qkv, gate_up in (
+        ("weight", layer.qkv, layer.gate_up),
+        ("bias", layer.qkv_bias, layer.gate_up_bias),
+    ):
+        q, k, v = qkv.split([queries, keys, keys]) if qkv is not None else (None, None, None)
+        gate, up = gate_up.chunk(2) if gate_up is not None else (None, None)
+        found |= {f"self_attn.q_proj.{suffix}": q, f"self_attn.k_proj.{suffix}": k}
+        found |= {f"self_attn.v_proj.{suffix}": v}
+        found |= {f"mlp.gate_proj.{suffix}": gate, f"mlp.up_proj.{suffix}": up}
+    return {name: view for name, view in found.items() if view is not None}

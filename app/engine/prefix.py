@@ -1,0 +1,119 @@
+"""The labelled hash chain over KV blocks, and the prefix groups of a step. No torch.
+
+A block's content depends on every token before it, and so does who may share it. Its key is therefore
+SHA-256(parent key, its tokens, its access label, the model), each field preceded by its length, where the
+label is the union of the labels of all segments from the start of the prompt through the block's last token.
+Equal tokens under different labels never share; only text with the empty label is shared by everybody.
+"""
+
+import hashlib
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+Label = frozenset[str]
+ROOT = b""
+MIN_SHARED_BLOCKS = 2  # a shared run shorter than this is cheaper to read once per row
+
+
+def _field(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data
+
+
+class BlockHasher:
+    """Keys of the blocks of one model (and adapter, when there is one)."""
+
+    def __init__(self, model_id: str, block_size: int) -> None:
+        self.block_size = block_size
+        self._start = hashlib.sha256(_field(model_id.encode()) + struct.pack("<Q", block_size))
+        self._labels: dict[Label, bytes] = {}
+
+    def key(self, parent: bytes, tokens: Sequence[int], label: Label) -> bytes:
+        """The 32-byte key of the block holding `tokens` after the block with key `parent` (ROOT if first)."""
+        digest = self._start.copy()
+        digest.update(_field(parent) + _field(array("q", tokens).tobytes()) + self._label_bytes(label))
+        return digest.digest()
+
+    def _label_bytes(self, label: Label) -> bytes:
+        if label not in self._labels:
+            if len(self._labels) > 4096:
+                self._labels.clear()
+            atoms = sorted(atom.encode() for atom in label)
+            self._labels[label] = struct.pack("<Q", len(atoms)) + b"".join(map(_field, atoms))
+        return self._labels[label]
+
+
+class LabelChain:
+    """The running union of segment labels over token positions: segments are (number of tokens, label)."""
+
+    def __init__(self, segments: Sequence[tuple[int, Label]]) -> None:
+        self._ends: list[int] = []
+        self._unions: list[Label] = []
+        end, union = 0, Label()
+        for length, label in segments:
+            if length == 0:
+                continue
+            end, union = end + length, union | label
+            self._ends.append(end)
+            self._unions.append(union)
+
+    def through(self, end: int) -> Label:
+        """The union over all segments that have a token before position `end`; output counts as the last."""
+        for segment_end, union in zip(self._ends, self._unions, strict=True):
+            if end <= segment_end:
+                return union
+        return self._unions[-1] if self._unions else Label()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixGroup:
+    """Rows of a step that read the same run of blocks, so that a backend can read it once for all of them.
+
+    rows: indices into the step's rows.  start: index of the run's first block in each row's block table.
+    """
+
+    rows: tuple[int, ...]
+    start: int
+    block_ids: tuple[int, ...]
+
+
+def prefix_groups(tables: Sequence[Sequence[int]]) -> tuple[list[PrefixGroup], list[int]]:
+    """Shared runs of whole, already written blocks, and per row how many leading blocks they cover.
+
+    Groups nest: all rows may share the firm's prompt, and some of them a matter's documents after it.
+    """
+    groups: list[PrefixGroup] = []
+    covered = [0] * len(tables)
+    rows = sorted((i for i in range(len(tables)) if tables[i]), key=lambda i: tables[i][0])
+    for _, same in groupby(rows, key=lambda i: tables[i][0]):
+        _split(tables, list(same), 0, groups, covered)
+    return groups, covered
+
+
+def _split(
+    tables: Sequence[Sequence[int]], rows: list[int], depth: int, groups: list[PrefixGroup], covered: list[int]
+) -> None:
+    if len(rows) < 2:
+        return
+    end = _common_end([tables[i] for i in rows])
+    deeper = [i for i in rows if len(tables[i]) > end]
+    deeper.sort(key=lambda i: tables[i][end])
+    branches = [list(same) for _, same in groupby(deeper, key=lambda i: tables[i][end])]
+    if end - depth < MIN_SHARED_BLOCKS and all(len(branch) < 2 for branch in branches):
+        return
+    groups.append(PrefixGroup(tuple(rows), depth, tuple(tables[rows[0]][depth:end])))
+    for i in rows:
+        covered[i] = end
+    for branch in branches:
+        _split(tables, branch, end, groups, covered)
+
+
+def _common_end(tables: Sequence[Sequence[int]]) -> int:
+    """Length of the common start of all tables: that of the smallest and the largest in sorting order."""
+    low, high = min(tables), max(tables)
+    for i, (a, b) in enumerate(zip(low, high, strict=False)):
+        if a != b:
+            return i
+    return min(len(low), len(high))

@@ -1,0 +1,134 @@
+"""The engine's nouns: what comes in, what runs, what goes out. No torch."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.engine.blocks import Block
+from app.engine.config import SamplingParams
+from app.engine.prefix import Label, LabelChain
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class EngineError(Exception):
+    """The engine could not finish a request through no fault of the request; it may be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSegment:
+    """A run of prompt tokens with the access atoms (tenant, matters) of its text; empty is firm-wide."""
+
+    token_ids: list[int]
+    label: Label = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt, the concatenation of its segments, and how to continue it."""
+
+    request_id: str
+    segments: tuple[TokenSegment, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return [token for segment in self.segments for token in segment.token_ids]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """Where a request's time went, in milliseconds, and its tokens. ttft_ms is queue plus prefill."""
+
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    ttft_ms: float
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request. text is empty where the model folder has no tokenizer."""
+
+    request_id: str
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[float] | None
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step gave one request: its new tokens, and on the last one why it ended and its metrics."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+    finish_reason: FinishReason | None = None
+    metrics: RequestMetrics | None = None
+
+
+class Sequence:
+    """A request inside the engine. Three integers say where it stands:
+
+    num_computed <= len(tokens): tokens whose keys and values are in its blocks; the rest is due.
+    num_prompt_tokens <= len(tokens): beyond it lies the output.
+    The scheduler owns every field; nobody else writes.
+    """
+
+    __slots__ = (
+        "arrived", "block_ids", "blocks", "finish_reason", "first_token", "keys", "labels", "logprobs",
+        "max_tokens", "num_cached", "num_computed", "num_preemptions", "num_prompt_tokens", "pending",
+        "request_id", "sampling", "seed", "started", "tokens", "waits_for",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, seed: int, max_tokens: int) -> None:
+        self.request_id = request.request_id
+        self.sampling = request.sampling
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self.tokens = request.prompt_token_ids
+        self.num_prompt_tokens = len(self.tokens)
+        self.labels = LabelChain([(len(s.token_ids), s.label) for s in request.segments])
+        self.num_computed = 0
+        self.num_cached = 0
+        self.num_preemptions = 0
+        self.blocks: list[Block] = []
+        self.block_ids: list[int] = []
+        self.keys: list[bytes] = []
+        self.pending: list[bytes] = []
+        self.waits_for: bytes | None = None
+        self.logprobs: list[float] = []
+        self.finish_reason: FinishReason | None = None
+        self.arrived = time.perf_counter()
+        self.started = 0.0
+        self.first_token = 0.0
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.tokens[self.num_prompt_tokens :]
+
+    def metrics(self) -> RequestMetrics:
+        """As of now; a request that never started has only queued."""
+        now = time.perf_counter()
+        started = self.started or now
+        first = self.first_token or now
+        return RequestMetrics(
+            queue_ms=(started - self.arrived) * 1e3,
+            prefill_ms=(first - started) * 1e3,
+            decode_ms=(now - first) * 1e3,
+            ttft_ms=(first - self.arrived) * 1e3,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached,
+            num_output_tokens=self.num_output_tokens,
+            num_preemptions=self.num_preemptions,
+        )

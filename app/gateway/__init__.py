@@ -1,0 +1,1 @@
+"""Where to: wire formats, routing, providers, fallback, metering."""

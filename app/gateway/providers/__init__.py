@@ -1,0 +1,1 @@
+"""Providers: one class per kind of upstream, each speaking its dialect behind one interface."""

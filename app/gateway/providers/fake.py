@@ -1,0 +1,53 @@
+"""A provider of deterministic text, delays and failures: for tests, demonstrations and load without a model."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from app.config import TargetSettings
+from app.errors import ConfigurationError, InvalidRequest, UpstreamError
+from app.gateway.schemas import ChatRequest, Delta, Usage
+
+
+class FakeProvider:
+    """Echoes the last message's words, or `text`. Options: text, delay_ms (before each delta), status (fail with this
+    HTTP status), after (deltas before the failure).
+    """
+
+    def __init__(self, target: TargetSettings) -> None:
+        try:
+            options = dict(pair.strip().split("=", 1) for pair in target.options.split(",") if pair.strip())
+            self._delay = float(options.pop("delay_ms", 0)) / 1000
+            self._status = int(options.pop("status", 0))
+            self._after = int(options.pop("after", 0))
+        except ValueError as error:
+            raise ConfigurationError(f"target {target.name!r}: bad options {target.options!r}") from error
+        self._text = options.pop("text", "")
+        if options:
+            raise ConfigurationError(f"target {target.name!r}: unknown option {sorted(options)[0]!r}")
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        words = (self._text or request.messages[-1].text).split()
+        limit = request.sampling.max_tokens or len(words)
+        prompt_tokens = sum(len(message.text.split()) for message in request.messages)
+        for position, word in enumerate(words[:limit]):
+            await asyncio.sleep(self._delay)
+            self._maybe_fail(position)
+            yield Delta(text=word if position == 0 else f" {word}")
+        self._maybe_fail(limit)
+        finish = "length" if limit < len(words) else "stop"
+        yield Delta(finish_reason=finish, usage=Usage(prompt_tokens, min(limit, len(words))))
+
+    def _maybe_fail(self, position: int) -> None:
+        if self._status and position >= self._after:
+            if self._status == 400:
+                raise InvalidRequest("The fake provider was told to refuse this request.")
+            raise UpstreamError(f"The fake provider was told to fail with {self._status}.")
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def unhealthy(self) -> str | None:
+        return None

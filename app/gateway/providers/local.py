@@ -1,0 +1,144 @@
+"""The in-process engine as a provider: the one door between gateway and engine."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from app.config import EngineSettings
+from app.errors import AppError, UpstreamError
+from app.gateway.schemas import ChatRequest, Delta, Usage
+from app.gateway.wire import refuse_for_engine
+from app.telemetry import logger
+
+if TYPE_CHECKING:
+    from app.engine import AsyncEngine, EngineDelta, Request, TokenSegment
+
+log = logger(__name__)
+# The engine's own choice where a caller names no limit.
+DEFAULT_MAX_TOKENS = 512
+# Tokenizing more characters than this takes long enough to be worth a thread.
+INLINE_CHARACTERS = 20_000
+
+
+class LocalProvider:
+    """Turns labelled text segments into labelled token segments, and tokens back into deltas.
+
+    torch is imported by `start()`, not before: a gateway without a local model never pays for it.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._engine: AsyncEngine | None = None
+        self._failure: str | None = None
+        # Token ids of firm-wide segments: the policy is the same bytes in every request.
+        self._firm_wide: dict[str, list[int]] = {}
+        self._requests = 0
+
+    async def start(self) -> None:
+        """Load the model in the engine's thread. Raises whatever loading raises."""
+        from app.engine import AsyncEngine, EngineConfig
+
+        s = self._settings
+        config = EngineConfig(
+            model=s.model,
+            device=s.device,
+            dtype=s.dtype,
+            max_num_seqs=s.max_num_seqs,
+            max_num_batched_tokens=s.max_num_batched_tokens,
+            max_model_len=s.max_model_len or None,
+            kv_cache_bytes=s.kv_cache_bytes,
+            threads=s.threads or None,
+        )
+        self._engine = AsyncEngine(config)
+        await self._engine.start()
+
+    async def close(self) -> None:
+        if self._engine:
+            await self._engine.stop()
+
+    def unhealthy(self) -> str | None:
+        if self._engine is None:
+            return "the model is not loaded"
+        return None if self._engine.healthy else self._engine.failure
+
+    @property
+    def engine(self) -> "AsyncEngine":
+        """The running engine. Raises UpstreamError before start()."""
+        if self._engine is None:
+            raise UpstreamError("The in-process engine is not started.")
+        return self._engine
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        from app.engine import EngineError
+
+        refuse_for_engine(request)
+        engine = self.engine
+        if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
+            work = await asyncio.to_thread(self._request, request)
+        else:
+            work = self._request(request)
+        try:
+            async for delta in engine.generate(work):
+                yield _delta(delta)
+        except AppError:
+            raise
+        except EngineError as error:
+            raise UpstreamError(f"The in-process engine failed: {error}") from error
+
+    def _request(self, request: ChatRequest) -> "Request":
+        from app.engine import Request, SamplingParams
+
+        sampling = request.sampling
+        self._requests += 1
+        return Request(
+            request_id=f"local-{self._requests}",
+            segments=tuple(self._tokenize(request)),
+            sampling=SamplingParams(
+                temperature=1.0 if sampling.temperature is None else sampling.temperature,
+                top_p=sampling.top_p or 1.0,
+                top_k=sampling.top_k or 0,
+                max_tokens=sampling.max_tokens or DEFAULT_MAX_TOKENS,
+                stop=sampling.stop,
+                seed=sampling.seed,
+            ),
+        )
+
+    def _tokenize(self, request: ChatRequest) -> "list[TokenSegment]":
+        """The chat template's own pieces are firm-wide; every content keeps its segments and their labels."""
+        from app.engine import TokenSegment
+
+        tokenizer = self.engine.tokenizer
+        messages = [{"role": _role(m.role), "content": m.text} for m in request.messages]
+        segments: list[TokenSegment] = []
+        for piece in tokenizer.render_chat(messages):
+            if piece.is_template:
+                segments.append(TokenSegment(tokenizer.encode_template(piece.text)))
+                continue
+            for segment in request.messages[piece.message_index].segments:
+                if segment.text:
+                    segments.append(TokenSegment(self._encode(segment.text, segment.label), segment.label))
+        return segments
+
+    def _encode(self, text: str, label: frozenset[str]) -> list[int]:
+        if label:
+            return self.engine.tokenizer.encode(text)
+        if text not in self._firm_wide:
+            self._firm_wide[text] = self.engine.tokenizer.encode(text)
+        return self._firm_wide[text]
+
+
+def _role(role: str) -> str:
+    """`developer` is OpenAI's newer word for `system`; chat templates know the older one."""
+    return "system" if role == "developer" else role
+
+
+def _delta(delta: "EngineDelta") -> Delta:
+    if delta.finish_reason is None or delta.metrics is None:
+        return Delta(text=delta.text)
+    metrics = delta.metrics
+    return Delta(
+        text=delta.text,
+        finish_reason=delta.finish_reason,
+        usage=Usage(metrics.num_prompt_tokens, metrics.num_output_tokens, metrics.num_cached_tokens),
+        timings_ms={"queue": metrics.queue_ms, "prefill": metrics.prefill_ms, "decode": metrics.decode_ms},
+    )

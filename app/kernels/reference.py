@@ -1,0 +1,170 @@
+"""Plain PyTorch kernels: the CPU path, and the truth that faster ones are tested against.
+
+Shapes: T tokens of the step, H query heads, K key/value heads, G = H // K, D head size, N pages of S tokens.
+A layer's pages are [N, K, S, D]: a page of one head is a small matrix, so that a row's pages are operands of
+a batched matmul as they lie in the pool. Softmax statistics are float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.kernels.plan import AttentionPlan, ContextPart, DecodePart, OwnPart, PrefixPart
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_QUERIES_AT_ONCE = 256  # scores of that many queries against 2,000 keys stay in the L2/L3 cache
+_LOWEST = -1e30  # instead of -inf as a running maximum: -inf - -inf is NaN
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, statistics in float32. Any leading shape."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, halves layout (Llama). x [T, heads, D]; cos, sin [T, 1, D], sin negated in its first half."""
+    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), sin)
+
+
+def store_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Tensor) -> None:
+    """Write k, v [T, K, D] into pages [N, K, S, D]; rows int64 [T * K] index pages seen as [N * K * S, D]."""
+    dim = k.shape[-1]
+    k_pages.view(-1, dim).index_copy_(0, rows, k.reshape(-1, dim))
+    v_pages.view(-1, dim).index_copy_(0, rows, v.reshape(-1, dim))
+
+
+def paged_attention(
+    q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, plan: AttentionPlan, scale: float
+) -> Tensor:
+    """Attention of one layer and step. q [T, H, D], k and v [T, K, D] of this step, already stored -> [T, H, D]."""
+    q = q * scale
+    out = torch.empty_like(q, dtype=torch.float32 if plan.needs_lse else q.dtype)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32) if plan.needs_lse else None
+    for own in plan.own:
+        _write(out, lse, own.flat, *_own_attention(q, k, v, own))
+    for decode in plan.decode:
+        _write(out, lse, decode.tokens, *_decode_attention(q, k_pages, v_pages, decode, lse is not None))
+    if lse is None:
+        return out
+    for prefix in plan.prefix:
+        merge_lse(out, lse, prefix.tokens, *_prefix_attention(q, k_pages, v_pages, prefix))
+    for context in plan.context:
+        merge_lse(out, lse, context.flat, *_context_attention(q, k_pages, v_pages, context))
+    return out.to(q.dtype)
+
+
+def merge_lse(out: Tensor, lse: Tensor, tokens: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Join attention over other keys into out [T, H, D] and lse [T, H] (natural log, float32) in place."""
+    old = lse.index_select(0, tokens)
+    new = torch.logaddexp(old, part_lse)
+    kept = out.index_select(0, tokens) * (old - new).exp_().unsqueeze(-1)
+    joined = kept.addcmul_(part.float(), (part_lse - new).exp_().unsqueeze(-1))
+    out.index_copy_(0, tokens, joined)
+    lse.index_copy_(0, tokens, new)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scaled queries q [B, M, D] against k, v [B, L, D] -> out [B, M, D], lse float32 [B, M].
+
+    mask: bool [B, 1 or M, L]. A query that sees no key gets a weight of nothing when merged. The sum of the
+    weights comes out of the second matmul by a column of ones, with the weights' own rounding. Measured on
+    avx512_bf16: 2.4x torch's flash attention in bfloat16, 0.87x in float32.
+    """
+    batch, length, dim = v.shape
+    ones = torch.cat([v, v.new_ones(batch, length, 1)], -1)
+    keys = k.transpose(1, 2)
+    joined = q.new_empty(batch, q.shape[1], dim + 1)
+    top = torch.empty(batch, q.shape[1], 1, dtype=torch.float32)
+    for start in range(0, q.shape[1], _QUERIES_AT_ONCE):
+        chunk = slice(start, start + _QUERIES_AT_ONCE)
+        scores = torch.bmm(q[:, chunk], keys)
+        if mask is not None:
+            scores.masked_fill_(~(mask if mask.shape[1] == 1 else mask[:, chunk]), float("-inf"))
+        highest = scores.amax(-1, keepdim=True).clamp_(min=_LOWEST)
+        joined[:, chunk] = torch.bmm(scores.sub_(highest).exp_(), ones)
+        top[:, chunk] = highest
+    total = joined[..., dim:].float().clamp_(min=1e-30)
+    return joined[..., :dim].float() / total, (top + total.log()).squeeze(-1)
+
+
+def _write(out: Tensor, lse: Tensor | None, tokens: Tensor, part: Tensor, part_lse: Tensor | None) -> None:
+    out.index_copy_(0, tokens, part.to(out.dtype))
+    if lse is not None and part_lse is not None:
+        lse.index_copy_(0, tokens, part_lse)
+
+
+def _own_attention(q: Tensor, k: Tensor, v: Tensor, part: OwnPart) -> tuple[Tensor, Tensor]:
+    chunks = [_padded(x, part.tokens).transpose(1, 2) for x in (q, k, v)]
+    if part.mask is None:
+        out, lse = _FLASH(*chunks, 0.0, True, scale=1.0)
+    else:
+        bias = torch.zeros(part.mask.shape, dtype=q.dtype).masked_fill_(~part.mask, float("-inf"))
+        out, lse = _FLASH(*chunks, 0.0, False, attn_mask=bias[None, None], scale=1.0)
+    out = out.transpose(1, 2).flatten(0, 1).index_select(0, part.places)
+    return out, lse.transpose(1, 2).flatten(0, 1).index_select(0, part.places)
+
+
+def _padded(x: Tensor, tokens: Tensor) -> Tensor:
+    return x.index_select(0, tokens.flatten()).view(*tokens.shape, *x.shape[1:])
+
+
+def _decode_attention(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, part: DecodePart, with_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One small matmul per selected page and head; only scores, not keys, are arranged by row."""
+    rows, places = part.slots.shape
+    heads, dim = q.shape[1:]
+    kv_heads, size = k_pages.shape[1:3]
+    k, v = _select(k_pages, part.pages), _select(v_pages, part.pages)
+    query = q.index_select(0, part.tokens).view(rows, kv_heads, -1, dim)
+    by_page = query.index_select(0, part.owner).flatten(0, 1).transpose(1, 2)
+    scores = torch.bmm(k.flatten(0, 1), by_page).view(-1, kv_heads, size, heads // kv_heads)
+    by_row = scores.index_select(0, part.slots.flatten()).view(rows, places, kv_heads, size, -1)
+    by_row = by_row.permute(0, 2, 4, 1, 3).reshape(rows, kv_heads, heads // kv_heads, -1).float()
+    by_row += part.mask
+    lse = by_row.logsumexp(-1, keepdim=True)
+    weights = by_row.sub_(lse).exp_().to(q.dtype).view(rows, kv_heads, -1, places, size)
+    weights = weights.permute(0, 3, 1, 2, 4).reshape(rows * places, kv_heads, -1, size)
+    weights = weights.index_select(0, part.places).flatten(0, 1)
+    partial = torch.bmm(weights, v.flatten(0, 1)).view(-1, heads * dim)
+    out = F.embedding_bag(part.bag, partial, part.bag_offsets, mode="sum").view(rows, heads, dim)
+    return out, lse.view(rows, heads) if with_lse else None
+
+
+def _select(pages: Tensor, which: tuple[int, int] | Tensor) -> Tensor:
+    return pages[which[0] : which[1]] if isinstance(which, tuple) else pages.index_select(0, which)
+
+
+def _prefix_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: PrefixPart) -> tuple[Tensor, Tensor]:
+    heads, dim = q.shape[1:]
+    kv_heads = k_pages.shape[1]
+    query = q.index_select(0, part.tokens).view(-1, kv_heads, heads // kv_heads, dim)
+    query = query.transpose(0, 1).reshape(kv_heads, -1, dim)
+    k, v = (_gathered(x, part.pages[None]) for x in (k_pages, v_pages))
+    out, lse = dense_attention(query, k, v)
+    out = out.view(kv_heads, -1, heads // kv_heads, dim).transpose(0, 1).reshape(-1, heads, dim)
+    return out, lse.view(kv_heads, -1, heads // kv_heads).transpose(0, 1).reshape(-1, heads)
+
+
+def _context_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: ContextPart) -> tuple[Tensor, Tensor]:
+    heads, dim = q.shape[1:]
+    kv_heads = k_pages.shape[1]
+    rows, length = part.tokens.shape
+    query = _padded(q, part.tokens).view(rows, length, kv_heads, -1, dim)
+    query = query.permute(0, 2, 1, 3, 4).reshape(rows * kv_heads, -1, dim)
+    k, v = (_gathered(x, part.pages) for x in (k_pages, v_pages))
+    mask = part.mask.repeat_interleave(kv_heads, 0)
+    if mask.shape[1] > 1:
+        mask = mask.repeat_interleave(heads // kv_heads, 1)
+    out, lse = dense_attention(query, k, v, mask)
+    out = out.view(rows, kv_heads, length, -1, dim).permute(0, 2, 1, 3, 4).reshape(rows * length, heads, dim)
+    lse = lse.view(rows, kv_heads, length, -1).permute(0, 2, 1, 3).reshape(rows * length, heads)
+    return out.index_select(0, part.places), lse.index_select(0, part.places)
+
+
+def _gathered(pages: Tensor, ids: Tensor) -> Tensor:
+    """pages [N, K, S, D], ids [R, P] -> contiguous [R * K, P * S, D]."""
+    rows, places = ids.shape
+    _, kv_heads, size, dim = pages.shape
+    taken = pages.index_select(0, ids.flatten()).view(rows, places, kv_heads, size, dim)
+    return taken.transpose(1, 2).reshape(rows * kv_heads, places * size, dim)

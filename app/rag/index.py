@@ -1,0 +1,97 @@
+"""The vector index as the rest of rag sees it: nouns and one Protocol. `edge.py` is the embedded adapter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Kind = Literal["chunk", "document"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexPoint:
+    """One searchable unit. `dense` is a unit vector; `text` is what BM25 indexes (context prefix included) and
+    is not stored. `kind` "document" points carry title, parties and opening lines and serve routing only."""
+
+    chunk_id: str  # UUID text; stable for (document, version, kind, ordinal)
+    tenant: str
+    document_id: str
+    version: int
+    collection: str
+    labels: tuple[str, ...]  # access atoms; the caller must hold all of them, () is the whole tenant
+    start: int
+    end: int
+    ordinal: int
+    dense: FloatArray
+    text: str
+    kind: Kind = "chunk"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchFilter:
+    """Whose eyes: applied inside every leg of every search. `atoms` are the access atoms the caller holds."""
+
+    tenant: str
+    atoms: frozenset[str]
+    collection: str | None = None
+    document_ids: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One point of a leg, best first. `score` is cosine for the dense leg and BM25 for the sparse leg."""
+
+    chunk_id: str
+    document_id: str
+    version: int
+    start: int
+    end: int
+    ordinal: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Legs:
+    """What each leg found, separately; fusing them is the retriever's business."""
+
+    dense: tuple[Hit, ...] = field(default=())
+    sparse: tuple[Hit, ...] = field(default=())
+
+
+class VectorIndex(Protocol):
+    """Upserts, deletions and filtered hybrid search. Methods block: call them through `asyncio.to_thread`."""
+
+    def upsert(self, points: Sequence[IndexPoint]) -> None:
+        """Insert or replace points by chunk_id; visible to searches on return."""
+
+    def delete_document(self, tenant: str, document_id: str, version: int | None = None) -> None:
+        """Remove every point of a document, or of one version of it."""
+
+    def search(
+        self,
+        dense: FloatArray | None,
+        terms: Mapping[str, float] | None,
+        where: SearchFilter,
+        limit: int,
+        *,
+        kind: Kind = "chunk",
+    ) -> Legs:
+        """Up to `limit` hits per leg; a leg whose query is None stays empty. `terms` are words with weights."""
+
+    def coverage(self, chunk_ids: Sequence[str], terms: Mapping[str, float]) -> Mapping[str, float]:
+        """For each chunk the share (0-1) of the weight of `terms` that occurs in it. Not filtered by rights: pass
+        only ids that a search of the same caller returned."""
+
+    def count(
+        self, tenant: str | None = None, document_id: str | None = None, *, kind: Kind | None = "chunk"
+    ) -> int:
+        """Exact number of points."""
+
+    def optimize(self) -> None:
+        """Merge segments and build indexes; the caller decides when (after an ingestion)."""
+
+    def close(self) -> None:
+        """Flush and release the store; the index cannot be used afterwards."""

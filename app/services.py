@@ -1,0 +1,123 @@
+"""Everything that lives as long as the process, opened and closed in order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from app import migrate
+from app.config import Settings, TargetSettings
+from app.db import Database
+from app.errors import ConfigurationError
+from app.gateway.providers.base import Provider
+from app.gateway.providers.fake import FakeProvider
+from app.gateway.providers.local import LocalProvider
+from app.gateway.providers.openai import OpenAIProvider
+from app.gateway.routing import Router
+from app.gateway.service import Gateway
+from app.jobs import JobRunner
+from app.rag.answers import AnswerService
+from app.rag.documents import INGEST, DocumentService, FileStore
+from app.rag.edge import EdgeIndex
+from app.rag.embedding import Embedder
+from app.rag.ingestion import Ingestion
+from app.rag.retrieval import Retriever
+from app.rag.search import SearchService
+from app.telemetry import logger
+from app.tenants.auth import Authenticator
+
+log = logger(__name__)
+
+
+@dataclass
+class Services:
+    """What handlers are given. `failures` says which targets could not start, and why."""
+
+    settings: Settings
+    database: Database
+    authenticator: Authenticator
+    gateway: Gateway
+    documents: DocumentService
+    search: SearchService
+    answers: AnswerService
+    jobs: JobRunner
+    failures: dict[str, str] = field(default_factory=dict)
+    starting: set[str] = field(default_factory=set)
+
+    def not_ready(self) -> dict[str, str]:
+        """Reasons by component; empty when everything configured can serve."""
+        reasons = {name: "is starting" for name in self.starting}
+        for name, provider in self.gateway.providers.items():
+            if name not in reasons and (reason := self.failures.get(name) or provider.unhealthy()):
+                reasons[name] = reason
+        return reasons
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open the database (which must be migrated), the index and the embedding model; start targets and jobs.
+
+    Targets start in the background: until a model is loaded, its routes are served by their fallbacks.
+    """
+    async with AsyncExitStack() as stack:
+        database = Database(settings.storage.database_url)
+        stack.push_async_callback(database.close)
+        await migrate.require_current(database)
+        services = await _wire(settings, database, stack)
+        await services.jobs.start()
+        stack.push_async_callback(services.jobs.stop)
+        start = asyncio.create_task(_start_targets(services))
+        stack.push_async_callback(_stop_targets, services, start)
+        yield services
+
+
+async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -> Services:
+    index = await asyncio.to_thread(EdgeIndex, settings.directory / "index")
+    stack.push_async_callback(asyncio.to_thread, index.close)
+    embedder = await asyncio.to_thread(Embedder, settings.rag.embedding_model)
+    files = FileStore(settings.directory)
+    router = Router(settings)
+    providers = {target.name: _provider(target, settings) for target in router.targets.values()}
+    gateway = Gateway(database, router, providers)
+    documents = DocumentService(database, files, index)
+    search = SearchService(database, Retriever(index, embedder), documents)
+    ingestion = Ingestion(database, files, index, embedder, settings.rag.chunk_characters)
+    return Services(
+        settings=settings,
+        database=database,
+        authenticator=Authenticator(database, settings.auth.key_cache_seconds),
+        gateway=gateway,
+        documents=documents,
+        search=search,
+        answers=AnswerService(search, gateway, settings.rag),
+        jobs=JobRunner(database, {INGEST: ingestion}, settings.rag.ingest_workers),
+        starting=set(providers),
+    )
+
+
+def _provider(target: TargetSettings, settings: Settings) -> Provider:
+    match target.provider:
+        case "local":
+            return LocalProvider(settings.engine)
+        case "openai":
+            return OpenAIProvider(target)
+        case "fake":
+            return FakeProvider(target)
+    raise ConfigurationError(f"target {target.name!r}: there is no provider {target.provider!r}")
+
+
+async def _start_targets(services: Services) -> None:
+    for name, provider in services.gateway.providers.items():
+        try:
+            await provider.start()
+        except Exception as error:
+            services.failures[name] = f"could not start: {error}"
+            log.exception("target could not start", target=name)
+        services.starting.discard(name)
+
+
+async def _stop_targets(services: Services, start: asyncio.Task[None]) -> None:
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    for provider in services.gateway.providers.values():
+        await provider.close()

@@ -1,0 +1,106 @@
+"""Traces and structured logs. Every span name of the walk stands here.
+
+`Stages` measures the steps of one request: each is an OpenTelemetry span and a figure in `timings_ms`, from the
+same clock. Steps measured elsewhere (the engine's thread, the retriever) are added after the fact with `add()`.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from app.config import TelemetrySettings
+
+# The walk of one question, in order.
+WALK = ("auth", "embed", "search", "rerank", "route", "queue", "prefill", "decode", "verify")
+# Stages that ingestion reports.
+INGESTION = ("parse", "chunk", "embed", "index")
+
+tracer = trace.get_tracer("precedent")
+
+
+class Stages:
+    """Durations in milliseconds by stage name; a stage that runs twice adds up."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, **attributes: Any) -> Iterator[trace.Span]:
+        """Time the block as span and figure."""
+        begin = time.perf_counter()
+        with tracer.start_as_current_span(name, attributes=attributes) as span:
+            try:
+                yield span
+            finally:
+                self._record(name, (time.perf_counter() - begin) * 1000)
+
+    def add(self, name: str, milliseconds: float, **attributes: Any) -> None:
+        """A stage that somebody else timed and that ended just now."""
+        end = time.time_ns()
+        span = tracer.start_span(name, start_time=end - int(milliseconds * 1e6), attributes=attributes)
+        span.end(end)
+        self._record(name, milliseconds)
+
+    def total(self) -> dict[str, float]:
+        """All figures with `total` since this object was made."""
+        return {**self.timings_ms, "total": round((time.perf_counter() - self._start) * 1000, 3)}
+
+    def _record(self, name: str, milliseconds: float) -> None:
+        self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + milliseconds, 3)
+
+
+def configure(settings: TelemetrySettings) -> TracerProvider | None:
+    """Set up logging and, where an endpoint is configured, trace export. Returns the provider to shut down."""
+    configure_logging(settings)
+    if not settings.otlp_endpoint:
+        return None
+    provider = TracerProvider(resource=Resource.create({"service.name": "precedent"}))
+    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def configure_logging(settings: TelemetrySettings) -> None:
+    """structlog over the standard library, so that libraries' records come out in the same form."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    json = settings.log_format == "json"
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    # One line per HTTP call made by a client is noise at info.
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, root.level))
+
+
+def logger(name: str) -> Any:
+    """A structured logger; events are lower-case words, facts are key-values, never prompts or secrets."""
+    return structlog.stdlib.get_logger(name)

@@ -1,0 +1,1 @@
+"""Who may: tenants, API keys, scopes and access labels."""

@@ -1,0 +1,476 @@
+"""Documents -> passages -> episodes: what the demo model is asked, and what it should answer.
+
+One `Episode` is a set of numbered passages and several questions about them. The questions become *branches* of one
+sequence: each sees the passages and itself, never another branch, and its positions continue where the passages end,
+so every branch is exactly a production request while the passages are read once (see `pack`).
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from app.rag.chunking import chunk
+from app.rag.prompts import HEADER, LEAD_INS, REFUSAL, render_passage, render_question
+from app.rag.structure import sentence_starts
+
+IGNORE = -100
+CHOICE_WEIGHT = 5.0  # of the tokens that choose: refuse or answer, which passage, which sentence, where to stop
+COPY_WEIGHT = 0.5  # of the tokens that only continue a quote
+
+
+@dataclass(frozen=True)
+class Fact:
+    """text[start:end] of a document answers questions about `topic`."""
+
+    topic: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """A contract; `complete` names the topics whose absence from `facts` means absence from the contract."""
+
+    title: str
+    text: str
+    facts: tuple[Fact, ...] = ()
+    complete: frozenset[str] = frozenset()
+
+
+@dataclass
+class Passage:
+    section: str
+    text: str
+    sentences: list[str]
+    gold: dict[str, list[int]] = field(default_factory=dict)  # topic -> indices into sentences
+    words: frozenset[str] = frozenset()
+
+
+@dataclass
+class Contract:
+    title: str
+    passages: list[Passage]
+    topics: dict[str, list[int]]  # topic -> indices into passages
+    absent: list[str]  # topics that no passage answers
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on an episode; `passage` counts from 0, None where the right answer is the refusal."""
+
+    text: str
+    passage: int | None
+    quote: str = ""
+
+
+@dataclass(frozen=True)
+class Episode:
+    title: str
+    passages: tuple[tuple[str, str], ...]  # (section, text)
+    questions: tuple[Question, ...]
+
+
+# ---------------------------------------------------------------- contracts
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z'’-]{2,}")
+_LABEL = re.compile(r"^(?:\(?(?:\d{1,2}(?:\.\d{1,2})*|[a-zA-Z]|[ivx]{1,4})[.)]+|\d{1,2}(?:\.\d{1,2})+)\s+")
+_STOP = frozenset(
+    "the and for any all such shall may will with this that from not are was has have had its his her their other under "
+    "upon agreement party parties which each either hereby hereof herein hereunder thereof been being would who whom "
+    "into than then there these those between out per our your you they them one two and/or including without".split()
+)
+
+
+def stems(text: str) -> frozenset[str]:
+    """Content words, lower case, cut to six letters: enough to see that two texts speak of the same thing."""
+    return frozenset(word.lower()[:6] for word in _WORD.findall(text) if word.lower() not in _STOP)
+
+
+def tidy(text: str) -> str:
+    """Runs of blanks to one space, runs of empty lines to one: what a document parser hands on."""
+    return re.sub(r"\s*\n\s*\n\s*", "\n\n", re.sub(r"[ \t\xa0]+", " ", text)).strip()
+
+
+def cut(document: Document, max_chars: int) -> Contract:
+    """Chunk a document as the product does and carry its facts over to sentences."""
+    passages: list[Passage] = []
+    topics: dict[str, list[int]] = {}
+    for piece in chunk(document.text, max_chars=max_chars):
+        raw = document.text[piece.start : piece.end]
+        passage = Passage(" > ".join(piece.section), raw.strip(), [])
+        for start, end in _sentences(raw):
+            offset = piece.start + start
+            for fact in document.facts:
+                overlap = min(fact.end, piece.start + end) - max(fact.start, offset)
+                if overlap >= 0.5 * min(fact.end - fact.start, end - start):
+                    passage.gold.setdefault(fact.topic, []).append(len(passage.sentences))
+            passage.sentences.append(raw[start:end])
+        passage.words = stems(passage.text)
+        if passage.sentences:
+            for topic in passage.gold:
+                topics.setdefault(topic, []).append(len(passages))
+            passages.append(passage)
+    told = {fact.topic for fact in document.facts}
+    return Contract(document.title, passages, topics, sorted(document.complete - told))
+
+
+def _sentences(raw: str) -> list[tuple[int, int]]:
+    """Spans of sentences worth quoting: without clause number and without the heading before them."""
+    spans = []
+    borders = sorted({0, *sentence_starts(raw), *(m.end() for m in re.finditer(r"\n\s*(?=\S)", raw)), len(raw)})
+    for start, end in zip(borders, borders[1:], strict=False):
+        text = raw[start:end].rstrip()
+        label = _LABEL.match(text)
+        skip = label.end() if label else 0
+        if len(text) - skip >= 40 and " " in text[skip:]:
+            spans.append((start + skip, start + len(text)))
+    return spans
+
+
+# ---------------------------------------------------------------- questions
+
+CLOZE = (
+    "{words}", "{words}", "{words}?", "What does the contract say about {words}?", "What about {words}?",
+    "Which clause deals with {words}?", "What is said about {words}?", "Where are {words} mentioned?",
+)  # fmt: skip
+HEADING = (
+    "What does the contract say about {words}?", "What is the rule on {words}?", "{words}", "{words}?",
+    "What are the terms on {words}?", "Which clause covers {words}?", "What does the agreement provide on {words}?",
+)  # fmt: skip
+_HEADING = re.compile(r"^[\dIVXLCA-Za-z.§ ]{0,12}?((?:[A-Z][A-Za-z'’-]+|of|and|to|for|on|or|the|by|in|;|,)(?:[ ,;/&]+|$)){1,7}$")
+
+
+def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None:
+    """Ask for a sentence by a phrase or by two to five of its content words; `easy` favours phrases and many words."""
+    words = [match for match in _WORD.finditer(sentence) if match[0].lower() not in _STOP]
+    if len(words) < 4:
+        return None
+    if rng.random() < easy:
+        first = rng.randrange(len(words) - 2)
+        phrase = sentence[words[first].start() : words[first + 2].end()]
+        if len(phrase) > 60:
+            return None
+    else:
+        count = min(len(words), rng.randint(2, 5))
+        chosen = sorted(rng.sample(words, count), key=lambda match: match.start()) if rng.random() < 0.5 else rng.sample(words, count)
+        phrase = " ".join(match[0] for match in chosen)
+    if rng.random() < 0.6:
+        phrase = phrase.lower()
+    return rng.choice(CLOZE).format(words=phrase)
+
+
+def heading_question(rng: random.Random, section: str) -> str | None:
+    """Ask by the innermost heading: real contracts teach how a subject and its clause belong together."""
+    last = re.sub(r"^(?:ARTICLE|Article|Section|SECTION)?\s*[\dIVXLC.()]*\s+", "", section.split(" > ")[-1]).strip(" .:;")
+    words = _WORD.findall(last)
+    if not 1 <= len(words) <= 6 or len(last) > 60 or not stems(last):
+        return None
+    return rng.choice(HEADING).format(words=last.lower() if rng.random() < 0.8 else last)
+
+
+# ---------------------------------------------------------------- episodes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How hard the episodes of a phase are."""
+
+    passages: tuple[int, int]  # how many, from and to
+    sentences: int  # of a passage that are kept, counted from a random one; 0 keeps all
+    branches: int
+    refusals: float
+    natural: float  # share of natural questions where the contract has facts
+    easy: float  # share of verbatim phrases among the cloze questions
+    full_quote: float = 0.3  # share of answers trained to their end; the others stop after a few words of quote
+
+
+RANKS = (0.57, 0.16, 0.09, 0.09, 0.09)  # where retrieval puts the passage that answers
+
+
+def place(rng: random.Random, gold: list[Passage], others: list[Passage]) -> list[Passage]:
+    """Put the first gold passage at a rank that retrieval would give it, the rest at random."""
+    rng.shuffle(others)
+    rest = gold[1:] + others
+    rng.shuffle(rest)
+    count = len(rest) + 1
+    rank = rng.choices(range(count), weights=[RANKS[min(i, 4)] for i in range(count)])[0]
+    return [*rest[:rank], gold[0], *rest[rank:]]
+
+
+def shorten(rng: random.Random, passage: Passage, keep: int, must: Sequence[int]) -> Passage:
+    """A passage of at most `keep` sentences around the ones it must contain."""
+    if not keep or len(passage.sentences) <= keep:
+        return passage
+    anchor = rng.choice(list(must)) if must else rng.randrange(len(passage.sentences))
+    first = max(0, min(anchor - rng.randrange(keep), len(passage.sentences) - keep))
+    sentences = passage.sentences[first : first + keep]
+    start = passage.text.find(sentences[0])
+    end = passage.text.find(sentences[-1], start) + len(sentences[-1])
+    text = passage.text[start:end]
+    gold = {t: [i - first for i in at if first <= i < first + keep] for t, at in passage.gold.items()}
+    return Passage(passage.section, text, sentences, {t: at for t, at in gold.items() if at}, stems(text))
+
+
+class EpisodeMaker:
+    """Draws episodes from contracts; all randomness comes from the generator handed in."""
+
+    def __init__(self, contracts: Sequence[Contract], questions: dict[str, tuple[str, ...]]) -> None:
+        self.contracts = [contract for contract in contracts if len(contract.passages) >= 6]
+        self.factual = [contract for contract in self.contracts if contract.topics]
+        self.questions = questions
+
+    def draw(self, rng: random.Random, recipe: Recipe) -> Episode | None:
+        natural = rng.random() < recipe.natural
+        contract = rng.choice(self.factual if natural and self.factual else self.contracts)
+        count = rng.randint(*recipe.passages)
+        topic = rng.choice(list(contract.topics)) if natural and contract.topics else None
+        passages = self._passages(rng, contract, count, topic, recipe.sentences)
+        if len(passages) < 2:
+            return None
+        if rng.random() < 0.25:
+            passages = [Passage("", p.text, p.sentences, p.gold, p.words) for p in passages]
+        asked = [self._question(rng, contract, passages, recipe, natural, topic if i == 0 else None) for i in range(recipe.branches)]
+        questions = tuple(dict.fromkeys(question for question in asked if question is not None))
+        if not questions:
+            return None
+        return Episode(title_of(rng, contract.title), tuple((p.section, p.text) for p in passages), questions)
+
+    def _passages(self, rng: random.Random, contract: Contract, count: int, topic: str | None, keep: int) -> list[Passage]:
+        """Gold first where there is a topic, then neighbours in meaning (what a retriever also finds) and others."""
+        if topic is None:
+            gold_at = rng.randrange(len(contract.passages))
+        else:
+            gold_at = rng.choice(contract.topics[topic])
+        gold = contract.passages[gold_at]
+        pool = rng.sample(range(len(contract.passages)), min(len(contract.passages), 24))
+        pool = [i for i in pool if i != gold_at and contract.passages[i].text != gold.text]
+        near = sorted(pool, key=lambda i: -len(contract.passages[i].words & gold.words) / (8 + len(contract.passages[i].words)))
+        close = near[: rng.randint(0, count - 1)]
+        far = [i for i in pool if i not in close]
+        others = (close + rng.sample(far, len(far)))[: count - 1]
+        short = [shorten(rng, gold, keep, gold.gold.get(topic or "", ()))]
+        return place(rng, short, [shorten(rng, contract.passages[i], keep, ()) for i in others])
+
+    def _question(
+        self, rng: random.Random, contract: Contract, passages: list[Passage], recipe: Recipe, natural: bool, topic: str | None
+    ) -> Question | None:
+        if rng.random() < recipe.refusals:
+            return self._unanswerable(rng, contract, passages, natural)
+        if natural and rng.random() < 0.75:
+            topics = sorted({t for p in passages for t in p.gold if t in self.questions})
+            if topic in self.questions or topics:
+                return self._natural(rng, passages, topic if topic in self.questions else rng.choice(topics))
+        at = rng.choices(range(len(passages)), weights=[RANKS[min(i, 4)] + 0.25 for i in range(len(passages))])[0]
+        if rng.random() < 0.2:
+            text = heading_question(rng, passages[at].section)
+            unique = sum(p.section == passages[at].section for p in passages) == 1
+            if text and unique:
+                return Question(text, at, passages[at].sentences[0])
+        sentence = rng.choice(passages[at].sentences)
+        text = cloze_question(rng, sentence, recipe.easy)
+        if text is None or not self._unambiguous(text, sentence, passages):
+            return None
+        return Question(text, at, sentence)
+
+    @staticmethod
+    def _unambiguous(text: str, sentence: str, passages: Sequence[Passage]) -> bool:
+        asked = stems(text)
+        best = len(asked & stems(sentence))
+        rivals = (s for p in passages for s in p.sentences if s != sentence)
+        return all(len(asked & stems(s)) < best for s in rivals) and sum(sentence in p.text for p in passages) == 1
+
+    def _natural(self, rng: random.Random, passages: Sequence[Passage], topic: str) -> Question | None:
+        at = next((i for i, p in enumerate(passages) if topic in p.gold), None)
+        if at is None:
+            return None
+        sentences = passages[at].gold[topic]
+        quote = passages[at].sentences[sentences[0]]
+        return Question(rng.choice(self.questions[topic]), at, quote)
+
+    def _unanswerable(
+        self, rng: random.Random, contract: Contract, passages: Sequence[Passage], natural: bool
+    ) -> Question | None:
+        """A topic that the contract knows elsewhere or not at all; or words of a passage that is not shown."""
+        shown = {t for p in passages for t in p.gold}
+        if contract.topics and (natural or rng.random() < 0.5):
+            missing = [t for t in (*contract.topics, *contract.absent) if t not in shown and t in self.questions]
+            return Question(rng.choice(self.questions[rng.choice(missing)]), None) if missing else None
+        stranger = rng.choice(rng.choice(self.contracts).passages)
+        text = cloze_question(rng, rng.choice(stranger.sentences), 0.0)
+        known = frozenset().union(*(p.words for p in passages))
+        return Question(text, None) if text and len(stems(text) & known) <= 1 else None
+
+
+def title_of(rng: random.Random, title: str) -> str:
+    """A contract is known by its long name, its short name or its file name."""
+    short = title if len(title) <= 60 else title[:60].rsplit(" ", 1)[0]
+    return rng.choice((short, short, short.title(), short.lower().replace(" ", "-") + ".md", "Agreement"))
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@dataclass
+class Sequence_:
+    """One packed episode: the arrays of `pack`, and where choices are made."""
+
+    tokens: list[int]
+    positions: list[int]
+    branch: list[int]  # 0 for system, passages and question-free text; 1.. for each question
+    targets: list[int]
+    weights: list[float]
+    kinds: list[int]  # what the target is: one of KINDS
+    sentence: list[tuple[int, int, int]]  # (position that should look, from, to): the sentence that answers
+    first: list[tuple[int, int]]  # (position that should look, position of the first quoted token)
+    passage_of: list[int]  # number of the passage that a token belongs to, 0 elsewhere
+
+
+OTHER, DECIDE, CITE, FIRST, STOP_HERE, COPY, REFUSE = range(7)
+
+
+class Encoder:
+    """Episodes -> token sequences in the exact production format."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.user, self.assistant, self.end, self.system = (
+            tokenizer.token_to_id(f"<|{name}|>") for name in ("user", "assistant", "end", "system")
+        )
+        self.header = self.ids(HEADER)
+        self.refusal = self.ids(REFUSAL)
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
+    def system_ids(self, text: str) -> list[int]:
+        return [self.system, *self.ids(text), self.end]
+
+    def pack(self, rng: random.Random, episode: Episode, system: list[int], start: int, full_quote: float) -> Sequence_:
+        """`system` precedes the passages in the sequence itself (a stub); `start` counts tokens of a cached prefix."""
+        out = Sequence_([], [], [], [], [], [], [], [], [])
+        shared = [*system, self.user, *self.header]
+        owner = [0] * len(shared)
+        texts: list[tuple[int, list[tuple[int, int]]]] = []
+        for number, (section, text) in enumerate(episode.passages, start=1):
+            rendered = render_passage(number, episode.title, section, text)
+            encoded = self.tokenizer.encode(rendered, add_special_tokens=False)
+            texts.append((len(shared), encoded.offsets))
+            shared += encoded.ids
+            owner += [number] * len(encoded.ids)
+        self._append(out, shared, start, 0, owner)
+        base = start + len(shared)
+        for index, question in enumerate(episode.questions, start=1):
+            self._branch(rng, out, episode, question, index, base, texts, full_quote)
+        return out
+
+    @staticmethod
+    def _append(out: Sequence_, ids: list[int], start: int, branch: int, owner: list[int] | None = None) -> None:
+        out.tokens += ids
+        out.positions += range(start, start + len(ids))
+        out.branch += [branch] * len(ids)
+        out.targets += [IGNORE] * len(ids)
+        out.weights += [0.0] * len(ids)
+        out.kinds += [OTHER] * len(ids)
+        out.passage_of += owner or [0] * len(ids)
+
+    def _branch(
+        self, rng: random.Random, out: Sequence_, episode: Episode, question: Question, index: int, base: int,
+        texts: list[tuple[int, list[tuple[int, int]]]], full_quote: float,
+    ) -> None:  # fmt: skip
+        asked = [*self.ids(render_question(question.text)), self.end, self.assistant]
+        answer, kinds = self._answer(rng, question, full_quote)
+        at = len(out.tokens)
+        self._append(out, [*asked, *answer[:-1]], base, index)
+        first = at + len(asked) - 1  # the assistant token, whose target is the first token of the answer
+        for offset, (token, kind) in enumerate(zip(answer, kinds, strict=True)):
+            out.targets[first + offset] = token
+            out.kinds[first + offset] = kind
+            out.weights[first + offset] = COPY_WEIGHT if kind in (COPY, OTHER) else CHOICE_WEIGHT
+        if question.passage is not None:
+            self._point(out, episode, question, first, kinds, texts)
+
+    def _answer(self, rng: random.Random, question: Question, full_quote: float) -> tuple[list[int], list[int]]:
+        if question.passage is None:
+            return [*self.refusal, self.end], [REFUSE, REFUSE, *[OTHER] * (len(self.refusal) - 1)]
+        lead, after = LEAD_INS[0 if rng.random() < 0.7 else rng.randrange(len(LEAD_INS))]
+        before, number, quote = self.ids(f"{lead} ["), self.ids(f"{question.passage + 1}"), self.ids(question.quote)
+        opening = self.ids(f"]{after}: \"")
+        if rng.random() >= full_quote:
+            quote = quote[: rng.randint(2, 6)]
+            kinds = [FIRST, *[COPY] * (len(quote) - 1)]
+        else:
+            quote = [*quote, *self.ids('"'), self.end]
+            kinds = [FIRST, *[COPY] * (len(quote) - 4), *[STOP_HERE] * 3]
+        ids = [*before, *number, *opening, *quote]
+        decide = [DECIDE, DECIDE, *[OTHER] * (len(before) - 2)]
+        return ids, [*decide, CITE, *[OTHER] * len(opening), *kinds]
+
+    @staticmethod
+    def _point(
+        out: Sequence_, episode: Episode, question: Question, first: int, kinds: list[int],
+        texts: list[tuple[int, list[tuple[int, int]]]],
+    ) -> None:  # fmt: skip
+        """Note which tokens hold the answer, so that training can tell an attention head where to look."""
+        assert question.passage is not None
+        begin, offsets = texts[question.passage]
+        section, text = episode.passages[question.passage]
+        rendered = render_passage(question.passage + 1, episode.title, section, text)
+        start = rendered.index(text) + text.index(question.quote) if section or text in rendered else 0
+        end = start + len(question.quote)
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+        span = begin + inside[0], begin + inside[-1] + 1
+        out.sentence += [(first, *span), (first + kinds.index(CITE), *span)]
+        out.first.append((first + kinds.index(FIRST), span[0]))
+
+
+@dataclass
+class Batch:
+    tokens: Tensor  # (batch, tokens)
+    positions: Tensor
+    branch: Tensor
+    targets: Tensor
+    weights: Tensor
+    kinds: Tensor
+    passage_of: Tensor
+    sentence: Tensor  # (choices, 4): row, looking position, from, to
+    first: Tensor  # (choices, 3): row, looking position, position
+
+
+def collate(rows: Sequence[Sequence_], pad: int) -> Batch:
+    longest = max(len(row.tokens) for row in rows)
+
+    def padded(lists: Iterable[list[int]] | Iterable[list[float]], fill: float, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[*values, *[fill] * (longest - len(values))] for values in lists], dtype=dtype)
+
+    return Batch(
+        padded((r.tokens for r in rows), pad, torch.long),
+        padded((r.positions for r in rows), 0, torch.long),
+        padded((r.branch for r in rows), -1, torch.long),
+        padded((r.targets for r in rows), IGNORE, torch.long),
+        padded((r.weights for r in rows), 0.0, torch.float32),
+        padded((r.kinds for r in rows), OTHER, torch.long),
+        padded((r.passage_of for r in rows), 0, torch.long),
+        torch.tensor([(i, *point) for i, r in enumerate(rows) for point in r.sentence], dtype=torch.long).view(-1, 4),
+        torch.tensor([(i, *point) for i, r in enumerate(rows) for point in r.first], dtype=torch.long).view(-1, 3),
+    )
+
+
+def visible(branch: Tensor, prefix: int) -> Tensor:
+    """(batch, 1, tokens, prefix + tokens): everyone sees the prefix and what came before in branch 0 or its own."""
+    batch, tokens = branch.shape
+    same = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    mask = (same & torch.ones(tokens, tokens, dtype=torch.bool, device=branch.device).tril())[:, None]
+    if not prefix:
+        return mask
+    return torch.cat((mask.new_ones(batch, 1, tokens, prefix), mask), dim=-1)
+
+
+def word_counts(texts: Iterable[str]) -> Counter[str]:
+    return Counter(word for text in texts for word in text.split())

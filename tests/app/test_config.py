@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from app.config import Settings, documented, settings_page
+from app.errors import ConfigurationError
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+
+def load(tmp_path: Path, text: str = "", **environ: str) -> Settings:
+    file = tmp_path / "precedent.toml"
+    file.write_text(text)
+    return Settings.load(file, environ)
+
+
+def test_defaults_when_nothing_is_given(tmp_path: Path) -> None:
+    assert load(tmp_path) == Settings()
+
+
+def test_environment_wins_over_file(tmp_path: Path) -> None:
+    settings = load(tmp_path, "[server]\nport = 1\nhost = '::1'", PRECEDENT_SERVER_PORT="2")
+    assert (settings.server.port, settings.server.host) == (2, "::1")
+
+
+def test_model_has_a_short_name(tmp_path: Path) -> None:
+    assert load(tmp_path, PRECEDENT_MODEL="Qwen/Qwen3-0.6B").engine.model == "Qwen/Qwen3-0.6B"
+
+
+def test_targets_and_routes_come_from_the_file(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        "[[targets]]\nname='a'\nbase_url='http://x/v1'\n[[routes]]\nmodel='m'\ntargets=['a']",
+    )
+    assert settings.targets[0].base_url == "http://x/v1"
+    assert settings.routes[0].targets == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "says"),
+    [
+        ("[sevrer]\nport=1", {}, "sevrer"),
+        ("[server]\nprot=1", {}, "prot"),
+        ("[server]\nport='x'", {}, "port"),
+        ("[server]\nhost=3", {}, "host"),
+        ("[server\n", {}, "precedent.toml"),
+        ("", {"PRECEDENT_SEVRER_PORT": "1"}, "PRECEDENT_SEVRER_PORT"),
+        ("[auth]\nkey_cache_seconds=5", {}, "key_cache_seconds"),
+        ("[[targets]]\nname='a'\n[[targets]]\nname='a'", {}, "name"),
+        ("[[routes]]\nmodel='m'", {}, "target"),
+        ("[telemetry]\nlog_level='loud'", {}, "loud"),
+    ],
+)
+def test_bad_configuration_is_named(tmp_path: Path, text: str, environ: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        load(tmp_path, text, **environ)
+
+
+def test_missing_file_is_an_error_only_when_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no such"):
+        Settings.load(tmp_path / "absent.toml", {})
+
+
+def test_every_setting_is_documented() -> None:
+    assert all(doc.endswith(".") for *_, doc in documented())
+    assert DOCS.read_text() == settings_page(), "run: precedent settings > docs/settings.md"
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """A setting that nothing reads is a lie to the operator."""
+    app = Path(__file__).resolve().parents[2] / "app"
+    code = "\n".join(path.read_text() for path in app.rglob("*.py") if path.name != "config.py")
+    unread = [f"{section}.{name}" for section, name, *_ in documented() if f".{name}" not in code]
+    assert unread == []
