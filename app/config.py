@@ -83,7 +83,7 @@ class EngineSettings:
 @dataclass(frozen=True)
 class RagSettings:
     embedding_model: str = setting(
-        "minilm", "minilm (comes with the installation) or any sentence-transformers model by name or folder."
+        "all-MiniLM-L6-v2", "The default comes with the installation; any sentence-transformers model by name or folder."
     )
     chunk_characters: int = setting(500, "Largest chunk in characters.")
     passages: int = setting(5, "Passages given to the model with a question.")

@@ -72,9 +72,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 
 async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -> Services:
-    index = await asyncio.to_thread(EdgeIndex, settings.directory / "index")
-    stack.push_async_callback(asyncio.to_thread, index.close)
     embedder = await asyncio.to_thread(Embedder, settings.rag.embedding_model)
+    folder = settings.directory / "index"
+    index = await asyncio.to_thread(EdgeIndex, folder, embedder.dimension, model=embedder.name)
+    stack.push_async_callback(asyncio.to_thread, index.close)
     files = FileStore(settings.directory)
     router = Router(settings)
     providers = {target.name: _provider(target, settings) for target in router.targets.values()}

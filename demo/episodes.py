@@ -268,9 +268,10 @@ class EpisodeMaker:
                 return self._natural(rng, passages, topic if topic in self.questions else rng.choice(topics))
         at = rng.choices(range(len(passages)), weights=[RANKS[min(i, 4)] + 0.25 for i in range(len(passages))])[0]
         if rng.random() < 0.2:
-            text = heading_question(rng, passages[at].section)
-            unique = sum(p.section == passages[at].section for p in passages) == 1
-            if text and unique:
+            section = passages[at].section
+            text = heading_question(rng, section)
+            opens = passages[at].text.startswith(section.split(" > ")[-1].split(" ")[0] or "-")
+            if text and opens and sum(p.section == section for p in passages) == 1:
                 return Question(text, at, passages[at].sentences[0])
         sentence = rng.choice(passages[at].sentences)
         text = cloze_question(rng, sentence, recipe.easy)
@@ -349,6 +350,10 @@ class Encoder:
         found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
+    def request(self, question: str) -> list[int]:
+        """What follows the passages: the question, and the turn handed to the assistant."""
+        return [*self.ids(render_question(question)), self.end, self.assistant]
+
     def system_ids(self, text: str) -> list[int]:
         return [self.system, *self.ids(text), self.end]
 
@@ -384,7 +389,7 @@ class Encoder:
         self, rng: random.Random, out: Sequence_, episode: Episode, question: Question, index: int, base: int,
         texts: list[tuple[int, list[tuple[int, int]]]], full_quote: float,
     ) -> None:  # fmt: skip
-        asked = [*self.ids(render_question(question.text)), self.end, self.assistant]
+        asked = self.request(question.text)
         answer, kinds = self._answer(rng, question, full_quote)
         at = len(out.tokens)
         self._append(out, [*asked, *answer[:-1]], base, index)
@@ -422,7 +427,7 @@ class Encoder:
         begin, offsets = texts[question.passage]
         section, text = episode.passages[question.passage]
         rendered = render_passage(question.passage + 1, episode.title, section, text)
-        start = rendered.index(text) + text.index(question.quote) if section or text in rendered else 0
+        start = rendered.rindex(text) + text.index(question.quote)
         end = start + len(question.quote)
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
         span = begin + inside[0], begin + inside[-1] + 1

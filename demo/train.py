@@ -553,7 +553,7 @@ class Trainer:
             batch, behind = feeder.ready.get()
             found = self.step(to_device(batch, self.device), behind, feeder.fraction)
             for name, value in vars(found).items():
-                averages[name] = 0.98 * averages.get(name, float(value)) + 0.02 * float(value)
+                averages[name] = 0.98 * averages.get(name, value.item()) + 0.02 * value.item()
             spent = time.monotonic() - began
             self.state.step += 1
             self.state.tokens += batch.tokens.numel()

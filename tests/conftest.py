@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+import uvicorn
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
 
@@ -29,7 +30,7 @@ from app.errors import NotFound
 from app.services import Services
 from app.tenants import service
 from app.tenants.principal import Scope
-from tests.servers import ServerMissing, postgres_server, redis_server
+from tests.servers import ServerMissing, free_port, postgres_server, redis_server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,7 +83,9 @@ class Site:
     client: AsyncTestClient[Litestar]
     services: Services
 
-    async def key(self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)) -> str:
+    async def key(
+        self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)
+    ) -> str:
         """The secret of a new key; the tenant is made where it is missing."""
         async with self.services.database.session() as session:
             try:
@@ -90,17 +93,23 @@ class Site:
             except NotFound:
                 owner = await service.create_tenant(session, tenant)
             held = frozenset(label for label in labels.split(",") if label)
-            new = await service.create_key(session, owner.id, uuid4().hex, scopes=frozenset(scopes), labels=held)
+            new = await service.create_key(
+                session, owner.id, uuid4().hex, scopes=frozenset(scopes), labels=held
+            )
             return new.secret
 
-    async def headers(self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)) -> dict[str, str]:
+    async def headers(
+        self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)
+    ) -> dict[str, str]:
         return {"authorization": f"Bearer {await self.key(tenant, labels=labels, scopes=scopes)}"}
 
 
 def fake_settings(directory: Path, **changes: Any) -> Settings:
     """Settings without the in-process engine: one fake target behind the model `echo`."""
     settings = Settings(
-        storage=StorageSettings(database_url=f"sqlite+aiosqlite:///{directory}/test.db", directory=str(directory)),
+        storage=StorageSettings(
+            database_url=f"sqlite+aiosqlite:///{directory}/test.db", directory=str(directory)
+        ),
         engine=EngineSettings(model=""),
         telemetry=TelemetrySettings(log_level="error"),
         targets=(TargetSettings(name="fake", provider="fake"),),
@@ -146,3 +155,21 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     )
     async with open_site(settings) as running:
         yield running
+
+
+@asynccontextmanager
+async def listen(app: Litestar) -> AsyncIterator[str]:
+    """The application behind a real socket, for real clients; yields its base URL. Its lifespan is run here."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="on"))
+    task = asyncio.create_task(server.serve())
+    async with asyncio.timeout(120):
+        while not server.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task

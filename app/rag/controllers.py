@@ -82,7 +82,7 @@ class DocumentController(Controller):
         limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100,
         offset: Annotated[int, QueryParameter(ge=0)] = 0,
     ) -> DocumentList:
-        page, total = await documents.list(principal, collection, limit, offset)
+        page, total = await documents.page(principal, collection, limit, offset)
         return DocumentList([_document(info) for info in page], total)
 
     @get("/{document_id:uuid}", guards=READS, summary="One document with its versions")

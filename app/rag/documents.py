@@ -147,7 +147,7 @@ class DocumentService:
             await session.commit()
             return Filed(document, number, job)
 
-    async def list(
+    async def page(
         self, principal: Principal, collection: str | None, limit: int, offset: int
     ) -> tuple[list[DocumentInfo], int]:
         """A page of the visible documents, newest first, and how many there are."""

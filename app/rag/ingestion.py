@@ -6,10 +6,9 @@ anything of the new version; after it, nothing of the old one.
 
 import asyncio
 from dataclasses import asdict
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from sqlalchemy import delete, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database, get_owned, owned
 from app.errors import AppError, NotFound
@@ -17,11 +16,12 @@ from app.jobs import Job, Progress
 from app.rag.chunking import Chunk, chunk
 from app.rag.documents import FileStore, labels_of, pack_boxes
 from app.rag.embedding import Embedder
-from app.rag.index import IndexPoint, VectorIndex
+from app.rag.index import VectorIndex
 from app.rag.models import FAILED, READY, Document, DocumentVersion
 from app.rag.models import Chunk as ChunkRow
 from app.rag.parsing import ParsedDocument, parse
-from app.rag.retrieval import chunk_points, document_point
+from app.rag.points import DocumentVersion as IndexedDocument
+from app.rag.points import chunk_id, chunk_points, document_point
 
 BATCH = 32  # chunks embedded between two progress reports
 
@@ -75,47 +75,78 @@ class Ingestion:
         chunks = await asyncio.to_thread(
             chunk, parsed.text, parsed.headings, parsed.pages, self._chunk_characters
         )
-        rows = _chunk_rows(version, chunks)
-        await self._index_points(document, version, labels, parsed, chunks, rows, progress)
-        await self._publish(document, version, parsed, rows)
+        facts = IndexedDocument(
+            tenant=str(document.tenant_id),
+            document_id=str(document.id),
+            version=version.version,
+            collection=document.collection,
+            labels=tuple(sorted(labels)),
+            title=parsed.title,
+            filename=version.filename,
+        )
+        await self._index_points(facts, parsed, chunks, progress)
+        await self._publish(document, version, parsed, chunks)
 
     async def _index_points(
-        self,
-        document: Document,
-        version: DocumentVersion,
-        labels: frozenset[str],
-        parsed: ParsedDocument,
-        chunks: list[Chunk],
-        rows: list[ChunkRow],
-        progress: Progress,
+        self, facts: IndexedDocument, parsed: ParsedDocument, chunks: list[Chunk], progress: Progress
     ) -> None:
-        raise NotImplementedError
+        """Embed and store, batch by batch; what a half-done attempt left goes first."""
+        await asyncio.to_thread(
+            self._index.delete_document, facts.tenant, facts.document_id, facts.version
+        )
+        for first in range(0, len(chunks), BATCH):
+            await progress.report("embed", first, len(chunks))
+            batch = chunks[first : first + BATCH]
+            points = await asyncio.to_thread(chunk_points, facts, parsed.text, batch, self._embedder)
+            await asyncio.to_thread(self._index.upsert, points)
+        await progress.report("index", len(chunks), len(chunks))
+        point = await asyncio.to_thread(document_point, facts, parsed.text, self._embedder)
+        await asyncio.to_thread(self._index.upsert, [point])
 
     async def _publish(
-        self, document: Document, version: DocumentVersion, parsed: ParsedDocument, rows: list[ChunkRow]
+        self, document: Document, version: DocumentVersion, parsed: ParsedDocument, chunks: list[Chunk]
     ) -> None:
-        """One commit: text, chunks and the current version; then the old version's points go."""
+        """One commit: text, chunks and the current version; then the points of older versions go."""
         packed = await asyncio.to_thread(pack_boxes, parsed.boxes) if parsed.boxes is not None else None
         values = {
             "status": READY,
+            "error": None,
             "text": parsed.text,
             "pages": [asdict(page) for page in parsed.pages],
             "boxes": packed,
             "media_type": parsed.media_type,
         }
+        current = {
+            "current_version": version.version,
+            "title": parsed.title[:500],
+            "filename": version.filename,
+        }
         async with self._database.session() as session:
-            await self._replace_chunks(session, version, rows)
-            await session.execute(
-                update(DocumentVersion).where(DocumentVersion.id == version.id).values(**values)
-            )
-            current = {
-                "current_version": version.version,
-                "title": parsed.title,
-                "filename": version.filename,
-            }
-            await session.execute(update(Document).where(Document.id == document.id).values(**current))
+            await session.execute(delete(ChunkRow).where(ChunkRow.document_id == document.id, ChunkRow.version == version.version))
+            session.add_all(_row(version, one) for one in chunks)
+            await session.execute(update(DocumentVersion).where(DocumentVersion.id == version.id).values(**values))
+            published = await session.execute(update(Document).where(Document.id == document.id).values(**current))
             await session.commit()
+        if published.rowcount == 0:  # type: ignore[attr-defined]  # deleted while we worked
+            await asyncio.to_thread(self._index.delete_document, str(document.tenant_id), str(document.id))
         for old in range(1, version.version):
-            await asyncio.to_thread(
-                self._index.delete_document, str(document.tenant_id), str(document.id), old
-            )
+            await asyncio.to_thread(self._index.delete_document, str(document.tenant_id), str(document.id), old)
+
+    async def _fail(self, version: DocumentVersion, error: AppError) -> None:
+        async with self._database.session() as session:
+            failed = update(DocumentVersion).where(DocumentVersion.id == version.id)
+            await session.execute(failed.values(status=FAILED, error=error.detail))
+            await session.commit()
+
+
+def _row(version: DocumentVersion, one: Chunk) -> ChunkRow:
+    return ChunkRow(
+        id=UUID(chunk_id(str(version.document_id), version.version, one.ordinal)),
+        tenant_id=version.tenant_id,
+        document_id=version.document_id,
+        version=version.version,
+        ordinal=one.ordinal,
+        start=one.start,
+        end=one.end,
+        section=list(one.section),
+    )

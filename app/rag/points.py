@@ -8,7 +8,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from app.rag.chunking import Chunk
 from app.rag.embedding import Embedder
-from app.rag.index import IndexPoint, Kind
+from app.rag.index import FloatArray, IndexPoint, Kind
 
 OPENING_CHARS = 1000  # of a document, for routing: title, parties and date stand there
 
@@ -46,31 +46,40 @@ def routing_text(title: str, filename: str, text: str) -> str:
     return f"{stem}\n{title}\n{text[:OPENING_CHARS]}"
 
 
-def index_points(
+def chunk_points(
     document: DocumentVersion, text: str, chunks: Sequence[Chunk], embedder: Embedder
 ) -> list[IndexPoint]:
-    """Embed and address every chunk that has any ink, and the document itself for routing."""
+    """Embed and address the given chunks of a document; chunks without any ink have no point."""
     inked = [chunk for chunk in chunks if text[chunk.start : chunk.end].strip()]
     texts = [indexed_text(chunk, text) for chunk in inked]
+    vectors = embedder.embed(texts)
+    return [
+        _point(document, "chunk", chunk, vector, indexed)
+        for chunk, vector, indexed in zip(inked, vectors, texts, strict=True)
+    ]
+
+
+def document_point(document: DocumentVersion, text: str, embedder: Embedder) -> IndexPoint:
+    """The point by which a question that names the document finds it."""
     route = routing_text(document.title, document.filename, text)
-    vectors = embedder.embed([*texts, route])
+    opening = Chunk(0, 0, min(len(text), OPENING_CHARS))
+    return _point(document, "document", opening, embedder.embed([route])[0], route)
 
-    def point(row: int, kind: Kind, chunk: Chunk, indexed: str) -> IndexPoint:
-        identity = chunk_id(document.document_id, document.version, chunk.ordinal, kind)
-        return IndexPoint(
-            identity,
-            document.tenant,
-            document.document_id,
-            document.version,
-            document.collection,
-            document.labels,
-            chunk.start,
-            chunk.end,
-            chunk.ordinal,
-            vectors[row],
-            indexed,
-            kind,
-        )
 
-    points = [point(row, "chunk", chunk, texts[row]) for row, chunk in enumerate(inked)]
-    return [*points, point(len(inked), "document", Chunk(0, 0, min(len(text), OPENING_CHARS)), route)]
+def _point(
+    document: DocumentVersion, kind: Kind, chunk: Chunk, vector: FloatArray, indexed: str
+) -> IndexPoint:
+    return IndexPoint(
+        chunk_id(document.document_id, document.version, chunk.ordinal, kind),
+        document.tenant,
+        document.document_id,
+        document.version,
+        document.collection,
+        document.labels,
+        chunk.start,
+        chunk.end,
+        chunk.ordinal,
+        vector,
+        indexed,
+        kind,
+    )

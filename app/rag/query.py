@@ -88,18 +88,18 @@ def _names(content: str) -> tuple[str, ...]:
 
 
 def _terms(content: str, names: tuple[str, ...], wordings: tuple[str, ...]) -> dict[str, float]:
-    named = {word.lower() for name in names for word in _WORD.findall(name)}
+    named = {word for name in names for word in words(name)}
     terms: dict[str, float] = {}
-    for word in _WORD.findall(content.lower()):
+    for word in words(content):
         weight = FORM_WEIGHT if word in _FORM else NAME_WEIGHT if word in named else 1.0
         terms[word] = max(weight, terms.get(word, 0.0))
-    for word in (word.lower() for wording in wordings for word in _WORD.findall(wording)):
+    for word in (word for wording in wordings for word in words(wording)):
         terms.setdefault(word, EXPANSION_WEIGHT)
     return terms
 
 
 def _concepts(content: str) -> tuple[Concept, ...]:
-    stems = [stem(word) for word in _WORD.findall(content.lower())]
+    stems = [stem(word) for word in words(content)]
     return tuple(c for c in thesaurus() if any(_triggered(stems, phrase) for phrase in c.asks))
 
 
@@ -118,6 +118,11 @@ def _follows(stems: list[str], at: int, rest: tuple[str, ...]) -> bool:
     return True
 
 
+def words(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return _WORD.findall(text.lower())
+
+
 def stem(word: str) -> str:
     """A light stem, good enough to match a trigger: renewals, renewing and renewal are one."""
     word = word.replace("’", "'").removesuffix("'s")
@@ -131,7 +136,8 @@ def stem(word: str) -> str:
 def thesaurus() -> tuple[Concept, ...]:
     """The concepts of thesaurus.toml, read once."""
     rows = tomllib.loads(resources.files("app.rag").joinpath("thesaurus.toml").read_text("utf-8"))
-    return tuple(
-        Concept(name, tuple(tuple(stem(w) for w in _WORD.findall(ask.lower())) for ask in row["asks"]), tuple(row["says"]))
-        for name, row in rows.items()
-    )
+    return tuple(Concept(name, tuple(map(_stems, row["asks"])), tuple(row["says"])) for name, row in rows.items())
+
+
+def _stems(phrase: str) -> tuple[str, ...]:
+    return tuple(stem(word) for word in words(phrase))

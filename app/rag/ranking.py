@@ -12,6 +12,7 @@ ROUTE_WEIGHT = 1.5
 ROUTE_SHARPNESS = 4.0  # relevance 0.8 of the best document's earns 0.41 of its bonus
 ROUTE_FLOOR = 0.5  # of the best document's relevance; below it a document is not routed to
 ROUTE_DENSE_WEIGHT = 0.3
+CROWDED_FLOOR = 0.85  # the same where more than MAX_ROUTED pass the first
 MAX_ROUTED = 8  # more equally good documents than this means that the question names none
 
 
@@ -37,8 +38,11 @@ def route(legs: Legs) -> dict[str, float]:
         for document in lexical.keys() | dense.keys()
     }
     best = max(mixed.values())
-    kept = {document: value / best for document, value in mixed.items() if value >= ROUTE_FLOOR * best}
-    return kept if len(kept) <= MAX_ROUTED else {}
+    for floor in (ROUTE_FLOOR, CROWDED_FLOOR):
+        kept = {document: value / best for document, value in mixed.items() if value >= floor * best}
+        if len(kept) <= MAX_ROUTED:
+            return kept
+    return {}
 
 
 def decisive(routed: Mapping[str, float]) -> bool:

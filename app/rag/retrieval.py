@@ -10,7 +10,7 @@ import numpy as np
 
 from app.rag.embedding import Embedder
 from app.rag.index import FloatArray, Legs, SearchFilter, VectorIndex
-from app.rag.query import QueryPlan, plan
+from app.rag.query import QueryPlan, plan, words
 from app.rag.ranking import Candidate, decisive, gather, rank, route
 
 CANDIDATES = 200  # per leg; a contract of 80,000 characters is then ranked as a whole
@@ -106,7 +106,7 @@ class Retriever:
     def _route(self, asked: QueryPlan, named: FloatArray | None, where: SearchFilter) -> dict[str, float]:
         if named is None or (where.document_ids is not None and len(where.document_ids) == 1):
             return {}
-        terms = dict.fromkeys(asked.route.lower().split(), 1.0)
+        terms = dict.fromkeys(words(asked.route), 1.0)
         return route(self._index.search(named, terms, where, ROUTE_CANDIDATES, kind="document"))
 
     def _legs(

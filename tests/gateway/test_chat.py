@@ -28,7 +28,9 @@ def events(text: str) -> list[str]:
 
 async def test_plain_completion(site: Site) -> None:
     headers = await site.headers("plain")
-    response = await site.client.post("/v1/chat/completions", json={"model": "echo", "messages": HELLO}, headers=headers)
+    response = await site.client.post(
+        "/v1/chat/completions", json={"model": "echo", "messages": HELLO}, headers=headers
+    )
     body = response.json()
     assert response.status_code == 200
     assert body["choices"][0]["message"]["content"] == "one two three four"
@@ -72,7 +74,9 @@ async def test_fallback_before_the_first_delta(site: Site) -> None:
 
 async def test_a_refused_request_is_not_tried_elsewhere(site: Site) -> None:
     headers = await site.headers("strict")
-    response = await site.client.post("/v1/chat/completions", json={"model": "strict", "messages": HELLO}, headers=headers)
+    response = await site.client.post(
+        "/v1/chat/completions", json={"model": "strict", "messages": HELLO}, headers=headers
+    )
     assert response.status_code == 400
     assert [r.status for r in await records(site, "strict")] == ["invalid_request"]
 
@@ -111,7 +115,10 @@ async def test_unknown_model_is_404(site: Site) -> None:
         (b"{}", "model"),
         (b'{"model": "echo", "messages": []}', "messages"),
         (b'{"model": "echo", "messages": [{"role": "robot", "content": "x"}]}', "role"),
-        (b'{"model": "echo", "messages": [{"role": "user", "content": "x"}], "temperature": 9}', "temperature"),
+        (
+            b'{"model": "echo", "messages": [{"role": "user", "content": "x"}], "temperature": 9}',
+            "temperature",
+        ),
         (b'{"model": "echo", "messages": [{"role": "user", "content": "x"}], "n": 2}', "n"),
     ],
 )
@@ -134,7 +141,9 @@ async def test_models_lists_routes(site: Site) -> None:
 
 async def test_a_key_without_the_scope_is_refused(site: Site) -> None:
     headers = await site.headers(scopes=[Scope.ANSWERS])
-    response = await site.client.post("/v1/chat/completions", json={"model": "echo", "messages": HELLO}, headers=headers)
+    response = await site.client.post(
+        "/v1/chat/completions", json={"model": "echo", "messages": HELLO}, headers=headers
+    )
     assert response.status_code == 403
     assert response.json()["error"]["code"] == "forbidden"
 

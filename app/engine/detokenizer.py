@@ -1,0 +1,66 @@
+"""Tokens to text while they stream: whole characters only, and nothing of a stop string."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+_UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are not (yet) a character
+_MAX_HELD_TOKENS = 8  # a UTF-8 character has at most four bytes; more held tokens are really invalid bytes
+
+
+class Decodes(Protocol):
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+class TextStream:
+    """The text of one request. Runs outside the engine thread.
+
+    Text is decoded from a few tokens before the new ones, because some tokenizers write a token's leading space
+    only after another token. Characters split over tokens are held until whole; text that could be the start
+    of a stop string is held until it is not.
+    """
+
+    def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._tokens: list[int] = []
+        self._context = 0  # tokens before this one are no longer needed for decoding
+        self._read = 0  # tokens before this one are in the text already
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_ids: Sequence[int], *, last: bool = False, drop_last_token: bool = False) -> str:
+        """New text that is safe to show. Afterwards `stopped` says whether a stop string was completed.
+
+        last: nothing follows, so give out everything.  drop_last_token: it is the end token, not text.
+        """
+        if self._tokenizer is None or self.stopped:
+            return ""
+        self._tokens += token_ids[: len(token_ids) - drop_last_token]
+        return self._release(self._held + self._decode_new(last), last)
+
+    def _decode_new(self, last: bool) -> str:
+        assert self._tokenizer is not None
+        before = self._tokenizer.decode(self._tokens[self._context : self._read])
+        now = self._tokenizer.decode(self._tokens[self._context :])
+        waiting = len(self._tokens) - self._read
+        if now.endswith(_UNFINISHED) and not last and waiting < _MAX_HELD_TOKENS:
+            return ""
+        self._context, self._read = self._read, len(self._tokens)
+        return now[len(before) :]
+
+    def _release(self, text: str, last: bool) -> str:
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that is a proper beginning of stop."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -1,0 +1,108 @@
+"""A Hugging Face tokenizer folder: text to ids, ids to text, and chat templates that content cannot break out of.
+
+Special tokens are recognised in the template's own text and nowhere else: what a user or a document says is
+tokenised apart, with special tokens spelled out as ordinary characters.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer
+
+from app.errors import InvalidRequest
+
+Message = dict[str, str]
+
+
+class ChatPiece(NamedTuple):
+    """A run of a rendered chat: the template's own text (message_index None), or one message's content."""
+
+    text: str
+    is_template: bool
+    message_index: int | None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    return folder.is_dir() and any((folder / name).is_file() for name in names)
+
+
+class Tokenizer:
+    """Raises ValueError where the folder has no tokenizer that the tokenizers library can run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._hf: Any = AutoTokenizer.from_pretrained(str(folder))
+        backend = getattr(self._hf, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(f"{folder} has no fast tokenizer (tokenizer.json)")
+        self._template: FastTokenizer = FastTokenizer.from_str(backend.to_str())
+        self._content: FastTokenizer = FastTokenizer.from_str(backend.to_str())
+        self._content.encode_special_tokens = True
+        for tokenizer in (self._template, self._content):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._template.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The tokenizer's own; the engine's end tokens are DecoderSpec.eos_token_ids."""
+        eos: int | None = self._hf.eos_token_id
+        return eos
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._hf.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text; "<|eos|>" in it becomes characters, never the control token."""
+        return list(self._content.encode(text, add_special_tokens=False).ids)
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of text that we wrote: special tokens are recognised."""
+        return list(self._template.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._template.decode(list(token_ids), skip_special_tokens=True))
+
+    def encode_pieces(self, pieces: Sequence[ChatPiece]) -> list[list[int]]:
+        """Ids per piece, template and contents each by its own rule."""
+        return [(self.encode_template if piece.is_template else self.encode)(piece.text) for piece in pieces]
+
+    def render_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **template_arguments: Any
+    ) -> list[ChatPiece]:
+        """The chat as the model was trained on it, cut where content begins and ends.
+
+        The template is rendered with unguessable marks in place of the contents. Raises InvalidRequest where
+        the model has no chat template or its template refuses these messages.
+        """
+        if not self.has_chat_template:
+            raise InvalidRequest("This model has no chat template; send a plain prompt instead.", param="messages")
+        nonce = secrets.token_hex(8)
+        marked = [dict(message, content=f"[{nonce}:{i}]") for i, message in enumerate(messages)]
+        try:
+            rendered: str = self._hf.apply_chat_template(
+                marked, tokenize=False, add_generation_prompt=add_generation_prompt, **template_arguments
+            )
+        except TemplateError as error:
+            raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
+        return _cut(rendered, nonce, messages)
+
+
+def _cut(rendered: str, nonce: str, messages: Sequence[Message]) -> list[ChatPiece]:
+    pieces: list[ChatPiece] = []
+    for number, run in enumerate(re.split(rf"\[{nonce}:(\d+)\]", rendered)):
+        if number % 2:
+            pieces.append(ChatPiece(messages[int(run)]["content"], False, int(run)))
+        elif run:
+            pieces.append(ChatPiece(run, True, None))
+    return [piece for piece in pieces if piece.text]
