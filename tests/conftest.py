@@ -27,6 +27,7 @@ from app.config import (
 )
 from app.db import Database
 from app.errors import NotFound
+from app.rag.prompts import REFUSAL
 from app.services import Services
 from app.tenants import service
 from app.tenants.principal import Scope
@@ -74,6 +75,9 @@ def redis_url() -> Iterator[str]:
     except ServerMissing as error:
         pytest.skip(str(error))
 
+# What the fake model `quoting` quotes; a document that says so makes its answer verifiable.
+QUOTE = '"The rent is nine hundred crowns a month."'
+
 
 @dataclass(frozen=True)
 class Site:
@@ -102,6 +106,25 @@ class Site:
         self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)
     ) -> dict[str, str]:
         return {"authorization": f"Bearer {await self.key(tenant, labels=labels, scopes=scopes)}"}
+
+    async def file(self, name: str, data: bytes | str, headers: dict[str, str], **form: str) -> dict[str, Any]:
+        """File one document and wait for its job; returns the job."""
+        content = data.encode() if isinstance(data, str) else data
+        response = await self.client.post(
+            "/api/v1/documents", files={"files": (name, content)}, data=form, headers=headers
+        )
+        assert response.status_code == 202, response.text
+        [filed] = response.json()["documents"]
+        return await self.job(filed["job_id"], headers)
+
+    async def job(self, job_id: str, headers: dict[str, str]) -> dict[str, Any]:
+        """The job once it has ended."""
+        async with asyncio.timeout(60):
+            while True:
+                job: dict[str, Any] = (await self.client.get(f"/api/v1/jobs/{job_id}", headers=headers)).json()
+                if job["status"] in ("succeeded", "failed"):
+                    return job
+                await asyncio.sleep(0.05)
 
 
 def fake_settings(directory: Path, **changes: Any) -> Settings:
@@ -144,6 +167,9 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
             TargetSettings(name="strict", provider="fake", options="status=400"),
             TargetSettings(name="breaks", provider="fake", options="status=503,after=2"),
             TargetSettings(name="slow", provider="fake", options="delay_ms=60000", timeout_seconds=0.2),
+            TargetSettings(name="quoting", provider="fake", options=f"text=The contract states [1]: {QUOTE}"),
+            TargetSettings(name="inventing", provider="fake", options='text=It says [1]: "The moon is rented."'),
+            TargetSettings(name="refusing", provider="fake", options=f"text={REFUSAL}"),
         ),
         routes=(
             RouteSettings(model="echo", targets=("fake",)),
@@ -151,6 +177,9 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
             RouteSettings(model="strict", targets=("strict", "fake")),
             RouteSettings(model="dead", targets=("down", "slow")),
             RouteSettings(model="breaks", targets=("breaks", "fake")),
+            RouteSettings(model="quoting", targets=("quoting",)),
+            RouteSettings(model="inventing", targets=("inventing",)),
+            RouteSettings(model="refusing", targets=("refusing",)),
         ),
     )
     async with open_site(settings) as running:

@@ -1,5 +1,6 @@
 """/api/v1: documents, jobs, search, answers."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from uuid import UUID
@@ -12,7 +13,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from app.config import Settings
-from app.errors import AppError, InvalidRequest, PayloadTooLarge
+from app.errors import AppError, InvalidRequest, PayloadTooLarge, UnreadableDocument
 from app.jobs import Job, JobRunner
 from app.rag.answers import AnswerDelta, AnswerDone, AnswerService, CitationFound, OpenAnswer
 from app.rag.documents import DocumentInfo, DocumentService, Filed, Upload
@@ -206,7 +207,9 @@ async def _upload(file: UploadFile, settings: Settings) -> Upload:
             f"{file.filename!r} has {len(data)} bytes; a document has at most {settings.rag.max_document_bytes}.",
             param=file.filename,
         )
-    detect(data, file.filename, file.content_type or None)
+    # A corrupt or encrypted file is filed all the same: its job fails with the reason, and the others go on.
+    with contextlib.suppress(UnreadableDocument):
+        detect(data, file.filename, file.content_type or None)
     return Upload(file.filename[:255], (file.content_type or "")[:100], data)
 
 

@@ -49,7 +49,7 @@ class _Reader:
         self._length = 0
         self._dropped = 0  # open elements whose content is not read
         self._preformatted = 0
-        self._heading_start = 0
+        self._heading = (0, 0)  # position in the text and in the parts
 
     @property
     def text(self) -> str:
@@ -75,16 +75,17 @@ class _Reader:
         if tag == "br":
             self._append("\n")
         if tag in _HEADINGS:
-            self._heading_start = self._length
+            self._heading = (self._length, len(self._parts))
         self._add(element.text or "")
 
     def _close(self, element: Any) -> None:
         tag = element.tag
         if tag in _HEADINGS and not self._dropped:
-            name = " ".join(self.text[self._heading_start :].split())
-            if name:
-                end = self._heading_start + len(self.text[self._heading_start :].rstrip())
-                self.headings.append(Heading(self._heading_start, end, _HEADINGS[tag], name))
+            start, part = self._heading
+            words = "".join(self._parts[part:])
+            if words.strip():
+                end = start + len(words.rstrip())
+                self.headings.append(Heading(start, end, _HEADINGS[tag], " ".join(words.split())))
         if tag in _BLOCKS:
             self._break()
         self._preformatted -= tag == "pre"

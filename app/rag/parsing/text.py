@@ -22,6 +22,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _NEWLINE = re.compile(r"\r\n?|[\x0c\x85\u2028\u2029]")
 _ATX = re.compile(r"^ {0,3}(?P<marks>#{1,6})[ \t]+(?P<text>.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
 _SETEXT = re.compile(r"^(?P<text>[^\s#>*+|-][^\n]{0,200})\n(?P<line>=+|-{3,})[ \t]*$", re.MULTILINE)
+_NO_TITLE = re.compile(  # what stands above the title of a filed contract
+    r"(?i)\W*(exhibit|ex|annex|appendix|schedule)?[\s.-]*[\d().\w-]{0,10}\W*|(page )?\d+( of \d+)?|"
+    r"(execution|final|draft|redacted) (version|copy)|.{0,20}confidential.{0,60}"
+)
 _FENCE = re.compile(r"^ {0,3}(```|~~~).*?^ {0,3}\1", re.MULTILINE | re.DOTALL)
 
 
@@ -60,9 +64,9 @@ def clean(text: str) -> str:
 
 
 def title_of(text: str, filename: str) -> str:
-    """The first line that has ink and is short enough to be a title, else the file's name without extension."""
-    first = next((line for line in text[:4000].splitlines() if line.strip()), "")
-    title = " ".join(first.split())
+    """The first line that names something and is short enough, else the file's name without extension."""
+    lines = (" ".join(line.split()) for line in text[:4000].splitlines())
+    title = next((line for line in lines if line and not _NO_TITLE.fullmatch(line)), "")
     return title if 2 < len(title) <= MAX_TITLE else PurePath(filename).stem[:MAX_TITLE]
 
 
