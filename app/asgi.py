@@ -13,6 +13,8 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins import PluginProtocol
+from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
 from litestar.status_codes import (
     HTTP_404_NOT_FOUND,
     HTTP_405_METHOD_NOT_ALLOWED,
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         exception_handlers=_handlers("problem"),
         lifespan=[partial(_lifespan, settings)],
         openapi_config=_openapi(),
+        plugins=_plugins(settings),
         request_max_body_size=settings.server.max_body_bytes,
         # Errors are rendered here for every caller alike; nothing of the server's inside is shown.
         debug=False,
@@ -68,13 +71,12 @@ def create_app(settings: Settings | None = None) -> Litestar:
 
 @asynccontextmanager
 async def _lifespan(settings: Settings, app: Litestar) -> AsyncIterator[None]:
-    provider = telemetry.configure(settings.telemetry)
+    telemetry.configure_logging(settings.telemetry)
     async with open_services(settings) as services:
         app.state.services = services
         app.state.authenticator = services.authenticator
         yield
-    if provider:
-        provider.shutdown()
+    telemetry.flush_traces()
 
 
 def _dependencies() -> dict[str, Provide]:
@@ -102,6 +104,13 @@ def _dependencies() -> dict[str, Provide]:
         "principal": Provide(provide_principal, sync_to_thread=False),
         **{dependency: service(attribute) for dependency, attribute in named.items()},
     }
+
+
+def _plugins(settings: Settings) -> list[PluginProtocol]:
+    """A span for each request, where anybody records spans; the walk's own spans hang below it."""
+    if not telemetry.configure_tracing(settings.telemetry):
+        return []
+    return [OpenTelemetryPlugin(OpenTelemetryConfig(exclude_spans=["receive", "send"]))]
 
 
 def _openapi() -> OpenAPIConfig:

@@ -1,4 +1,4 @@
-"""The command line's HTTP client: `precedent ask` and `precedent ingest` speak to a running server like anybody else."""
+"""The command line's HTTP client: `precedent ask` and `ingest` speak to a running server like anybody else."""
 
 import json
 import os

@@ -83,7 +83,8 @@ class EngineSettings:
 @dataclass(frozen=True)
 class RagSettings:
     embedding_model: str = setting(
-        "all-MiniLM-L6-v2", "The default comes with the installation; any sentence-transformers model by name or folder."
+        "all-MiniLM-L6-v2",
+        "The default comes with the installation; any sentence-transformers model by name or folder.",
     )
     chunk_characters: int = setting(500, "Largest chunk in characters.")
     passages: int = setting(5, "Passages given to the model with a question.")
@@ -183,8 +184,8 @@ def documented() -> Iterator[tuple[str, str, str, Any, str]]:
 
 
 def _sections() -> list[tuple[str, type[Any]]]:
-    hints = get_type_hints(Settings)
-    return [(name, kind) for name, kind in hints.items() if dataclasses.is_dataclass(kind)]
+    hints: dict[str, Any] = get_type_hints(Settings)
+    return [(name, kind) for name, kind in hints.items() if isinstance(kind, type)]
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return tuple(str(item).strip() for item in items)
     if kind is bool:
         return _boolean(value, where)
-    if kind is str and not isinstance(value, str) or isinstance(value, bool):
+    if (kind is str and not isinstance(value, str)) or isinstance(value, bool):
         raise ConfigurationError(f"{where}: expected {kind.__name__}, got {value!r}")
     try:
         return kind(value)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -48,8 +47,7 @@ def run(console: Console, *, oneshot: bool) -> int:
         if oneshot:
             return 0 if verified and not failures else 1
         _print_addresses(console, url, secret)
-        return process.wait()
-    return 0  # after Ctrl-C
+        return _wait(process, console)
 
 
 async def _prepare(settings: Settings) -> str:
@@ -104,14 +102,21 @@ def _server(settings: Settings, port: int, console: Console) -> Iterator[subproc
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
         yield process
-    except KeyboardInterrupt:
-        console.print("\nStopping.")
     finally:
         process.send_signal(signal.SIGINT)
         try:
             process.wait(timeout=settings.server.shutdown_seconds + 10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes], console: Console) -> int:
+    """Until the server ends by itself, or Ctrl-C."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        console.print("\nStopping.")
+        return 0
 
 
 def _wait_until_ready(

@@ -20,10 +20,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from app.config import TelemetrySettings
 
-# The walk of one question, in order.
+# The spans of the walk of one question, in order; below the request's own span.
 WALK = ("auth", "embed", "search", "rerank", "route", "queue", "prefill", "decode", "verify")
-# Stages that ingestion reports.
-INGESTION = ("parse", "chunk", "embed", "index")
 
 tracer = trace.get_tracer("precedent")
 
@@ -60,16 +58,21 @@ class Stages:
         self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + milliseconds, 3)
 
 
-def configure(settings: TelemetrySettings) -> TracerProvider | None:
-    """Set up logging and, where an endpoint is configured, trace export. Returns the provider to shut down."""
-    configure_logging(settings)
-    if not settings.otlp_endpoint:
-        return None
-    provider = TracerProvider(resource=Resource.create({"service.name": "precedent"}))
-    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    return provider
+def configure_tracing(settings: TelemetrySettings) -> bool:
+    """Export traces where an endpoint is configured. True when spans are recorded, by this or by whoever embeds us."""
+    if settings.otlp_endpoint and not isinstance(trace.get_tracer_provider(), TracerProvider):
+        provider = TracerProvider(resource=Resource.create({"service.name": "precedent"}))
+        exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        trace.set_tracer_provider(provider)
+    return isinstance(trace.get_tracer_provider(), TracerProvider)
+
+
+def flush_traces() -> None:
+    """Send what is still buffered."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.force_flush()
 
 
 def configure_logging(settings: TelemetrySettings) -> None:

@@ -22,6 +22,7 @@ from app.rag.structure import sentence_starts
 IGNORE = -100
 CHOICE_WEIGHT = 5.0  # of the tokens that choose: refuse or answer, which passage, which sentence, where to stop
 COPY_WEIGHT = 0.5  # of the tokens that only continue a quote
+COPY_SHARE = 0.5  # of those tokens that are trained at all: they are easy, and every one costs a row of logits
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Question:
     text: str
     passage: int | None
     quote: str = ""
+    topic: str = ""  # of a natural question
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ HEADING = (
     "What does the contract say about {words}?", "What is the rule on {words}?", "{words}", "{words}?",
     "What are the terms on {words}?", "Which clause covers {words}?", "What does the agreement provide on {words}?",
 )  # fmt: skip
-_HEADING = re.compile(r"^[\dIVXLCA-Za-z.§ ]{0,12}?((?:[A-Z][A-Za-z'’-]+|of|and|to|for|on|or|the|by|in|;|,)(?:[ ,;/&]+|$)){1,7}$")
+_HEADING = re.compile(
+    r"^[\dIVXLCA-Za-z.§ ]{0,12}?((?:[A-Z][A-Za-z'’-]+|of|and|to|for|on|or|the|by|in|;|,)(?:[ ,;/&]+|$)){1,7}$"
+)
 
 
 def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None:
@@ -158,7 +162,11 @@ def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None
             return None
     else:
         count = min(len(words), rng.randint(2, 5))
-        chosen = sorted(rng.sample(words, count), key=lambda match: match.start()) if rng.random() < 0.5 else rng.sample(words, count)
+        chosen = (
+            sorted(rng.sample(words, count), key=lambda match: match.start())
+            if rng.random() < 0.5
+            else rng.sample(words, count)
+        )
         phrase = " ".join(match[0] for match in chosen)
     if rng.random() < 0.6:
         phrase = phrase.lower()
@@ -167,11 +175,42 @@ def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None
 
 def heading_question(rng: random.Random, section: str) -> str | None:
     """Ask by the innermost heading: real contracts teach how a subject and its clause belong together."""
-    last = re.sub(r"^(?:ARTICLE|Article|Section|SECTION)?\s*[\dIVXLC.()]*\s+", "", section.split(" > ")[-1]).strip(" .:;")
+    last = re.sub(r"^(?:ARTICLE|Article|Section|SECTION)?\s*[\dIVXLC.()]*\s+", "", section.split(" > ")[-1]).strip(
+        " .:;"
+    )
     words = _WORD.findall(last)
     if not 1 <= len(words) <= 6 or len(last) > 60 or not stems(last):
         return None
     return rng.choice(HEADING).format(words=last.lower() if rng.random() < 0.8 else last)
+
+
+AFTER = (
+    " under this agreement",
+    " under the contract",
+    " in this contract",
+    " according to the agreement",
+    " in the {title}",
+)
+BEFORE = (
+    "Tell me: ",
+    "Please quote the clause: ",
+    "In this contract, ",
+    "Under the agreement, ",
+    "In the {title}, ",
+    "Under the {title}, ",
+)
+
+
+def dress(rng: random.Random, question: str, title: str) -> str:
+    """The same question as different people type it: bare, with the document's name, without capital or mark."""
+    style = rng.random()
+    if style < 0.2 and not re.search("agreement|contract", question):
+        question = question.rstrip("?") + rng.choice(AFTER).format(title=title) + "?"
+    elif style < 0.35:
+        question = rng.choice(BEFORE).format(title=title) + question[0].lower() + question[1:]
+    elif style < 0.42:
+        question = question.lower().rstrip("?")
+    return question
 
 
 # ---------------------------------------------------------------- episodes
@@ -187,7 +226,9 @@ class Recipe:
     refusals: float
     natural: float  # share of natural questions where the contract has facts
     easy: float  # share of verbatim phrases among the cloze questions
-    full_quote: float = 0.3  # share of answers trained to their end; the others stop after a few words of quote
+    longest: int = 10_000  # characters of a kept sentence
+    bare: float = 0.25  # share of episodes without section headings
+    full_quote: float = 0.25  # share of answers trained to their end; the others stop after a few words of quote
 
 
 RANKS = (0.57, 0.16, 0.09, 0.09, 0.09)  # where retrieval puts the passage that answers
@@ -217,6 +258,10 @@ def shorten(rng: random.Random, passage: Passage, keep: int, must: Sequence[int]
     return Passage(passage.section, text, sentences, {t: at for t, at in gold.items() if at}, stems(text))
 
 
+def _likeness(one: Passage, other: Passage) -> float:
+    return len(one.words & other.words) / (8 + len(one.words))
+
+
 class EpisodeMaker:
     """Draws episodes from contracts; all randomness comes from the generator handed in."""
 
@@ -231,17 +276,23 @@ class EpisodeMaker:
         count = rng.randint(*recipe.passages)
         topic = rng.choice(list(contract.topics)) if natural and contract.topics else None
         passages = self._passages(rng, contract, count, topic, recipe.sentences)
-        if len(passages) < 2:
+        title = title_of(rng, contract.title)
+        if len(passages) < 2 or any(len(s) > recipe.longest for p in passages for s in p.sentences):
             return None
-        if rng.random() < 0.25:
+        if rng.random() < recipe.bare:
             passages = [Passage("", p.text, p.sentences, p.gold, p.words) for p in passages]
-        asked = [self._question(rng, contract, passages, recipe, natural, topic if i == 0 else None) for i in range(recipe.branches)]
+        asked = [
+            self._question(rng, contract, passages, recipe, natural, topic if i == 0 else None, title)
+            for i in range(recipe.branches)
+        ]
         questions = tuple(dict.fromkeys(question for question in asked if question is not None))
         if not questions:
             return None
-        return Episode(title_of(rng, contract.title), tuple((p.section, p.text) for p in passages), questions)
+        return Episode(title, tuple((p.section, p.text) for p in passages), questions)
 
-    def _passages(self, rng: random.Random, contract: Contract, count: int, topic: str | None, keep: int) -> list[Passage]:
+    def _passages(
+        self, rng: random.Random, contract: Contract, count: int, topic: str | None, keep: int
+    ) -> list[Passage]:
         """Gold first where there is a topic, then neighbours in meaning (what a retriever also finds) and others."""
         if topic is None:
             gold_at = rng.randrange(len(contract.passages))
@@ -249,8 +300,8 @@ class EpisodeMaker:
             gold_at = rng.choice(contract.topics[topic])
         gold = contract.passages[gold_at]
         pool = rng.sample(range(len(contract.passages)), min(len(contract.passages), 24))
-        pool = [i for i in pool if i != gold_at and contract.passages[i].text != gold.text]
-        near = sorted(pool, key=lambda i: -len(contract.passages[i].words & gold.words) / (8 + len(contract.passages[i].words)))
+        pool = [i for i in pool if contract.passages[i].text != gold.text and topic not in contract.passages[i].gold]
+        near = sorted(pool, key=lambda i: -_likeness(contract.passages[i], gold))
         close = near[: rng.randint(0, count - 1)]
         far = [i for i in pool if i not in close]
         others = (close + rng.sample(far, len(far)))[: count - 1]
@@ -258,14 +309,15 @@ class EpisodeMaker:
         return place(rng, short, [shorten(rng, contract.passages[i], keep, ()) for i in others])
 
     def _question(
-        self, rng: random.Random, contract: Contract, passages: list[Passage], recipe: Recipe, natural: bool, topic: str | None
-    ) -> Question | None:
+        self, rng: random.Random, contract: Contract, passages: list[Passage], recipe: Recipe, natural: bool,
+        topic: str | None, title: str,
+    ) -> Question | None:  # fmt: skip
         if rng.random() < recipe.refusals:
-            return self._unanswerable(rng, contract, passages, natural)
+            return self._unanswerable(rng, contract, passages, natural, title)
         if natural and rng.random() < 0.75:
-            topics = sorted({t for p in passages for t in p.gold if t in self.questions})
-            if topic in self.questions or topics:
-                return self._natural(rng, passages, topic if topic in self.questions else rng.choice(topics))
+            topics = sorted({t for p in passages for t in p.gold})
+            if topic or topics:
+                return self._natural(rng, passages, topic or rng.choice(topics), title)
         at = rng.choices(range(len(passages)), weights=[RANKS[min(i, 4)] + 0.25 for i in range(len(passages))])[0]
         if rng.random() < 0.2:
             section = passages[at].section
@@ -286,22 +338,25 @@ class EpisodeMaker:
         rivals = (s for p in passages for s in p.sentences if s != sentence)
         return all(len(asked & stems(s)) < best for s in rivals) and sum(sentence in p.text for p in passages) == 1
 
-    def _natural(self, rng: random.Random, passages: Sequence[Passage], topic: str) -> Question | None:
-        at = next((i for i, p in enumerate(passages) if topic in p.gold), None)
-        if at is None:
+    def _natural(self, rng: random.Random, passages: Sequence[Passage], topic: str, title: str) -> Question | None:
+        """None where two passages answer: the choice between them would be noise."""
+        found = [i for i, p in enumerate(passages) if topic in p.gold]
+        if len(found) != 1:
             return None
-        sentences = passages[at].gold[topic]
-        quote = passages[at].sentences[sentences[0]]
-        return Question(rng.choice(self.questions[topic]), at, quote)
+        quote = passages[found[0]].sentences[passages[found[0]].gold[topic][0]]
+        return Question(dress(rng, rng.choice(self.questions[topic]), title), found[0], quote, topic)
 
     def _unanswerable(
-        self, rng: random.Random, contract: Contract, passages: Sequence[Passage], natural: bool
+        self, rng: random.Random, contract: Contract, passages: Sequence[Passage], natural: bool, title: str
     ) -> Question | None:
         """A topic that the contract knows elsewhere or not at all; or words of a passage that is not shown."""
         shown = {t for p in passages for t in p.gold}
         if contract.topics and (natural or rng.random() < 0.5):
-            missing = [t for t in (*contract.topics, *contract.absent) if t not in shown and t in self.questions]
-            return Question(rng.choice(self.questions[rng.choice(missing)]), None) if missing else None
+            missing = [t for t in (*contract.topics, *contract.absent) if t not in shown]
+            if not missing:
+                return None
+            topic = rng.choice(missing)
+            return Question(dress(rng, rng.choice(self.questions[topic]), title), None, topic=topic)
         stranger = rng.choice(rng.choice(self.contracts).passages)
         text = cloze_question(rng, rng.choice(stranger.sentences), 0.0)
         known = frozenset().union(*(p.words for p in passages))
@@ -327,7 +382,8 @@ class Sequence_:
     targets: list[int]
     weights: list[float]
     kinds: list[int]  # what the target is: one of KINDS
-    sentence: list[tuple[int, int, int]]  # (position that should look, from, to): the sentence that answers
+    asked: list[tuple[int, int, int]]  # (position in the question, from, to): the sentence that answers
+    sentence: list[tuple[int, int, int]]  # the same for the positions that are about to choose
     first: list[tuple[int, int]]  # (position that should look, position of the first quoted token)
     passage_of: list[int]  # number of the passage that a token belongs to, 0 elsewhere
 
@@ -359,7 +415,7 @@ class Encoder:
 
     def pack(self, rng: random.Random, episode: Episode, system: list[int], start: int, full_quote: float) -> Sequence_:
         """`system` precedes the passages in the sequence itself (a stub); `start` counts tokens of a cached prefix."""
-        out = Sequence_([], [], [], [], [], [], [], [], [])
+        out = Sequence_([], [], [], [], [], [], [], [], [], [])
         shared = [*system, self.user, *self.header]
         owner = [0] * len(shared)
         texts: list[tuple[int, list[tuple[int, int]]]] = []
@@ -395,18 +451,20 @@ class Encoder:
         self._append(out, [*asked, *answer[:-1]], base, index)
         first = at + len(asked) - 1  # the assistant token, whose target is the first token of the answer
         for offset, (token, kind) in enumerate(zip(answer, kinds, strict=True)):
+            if kind in (COPY, OTHER) and rng.random() >= COPY_SHARE:
+                continue
             out.targets[first + offset] = token
             out.kinds[first + offset] = kind
             out.weights[first + offset] = COPY_WEIGHT if kind in (COPY, OTHER) else CHOICE_WEIGHT
         if question.passage is not None:
-            self._point(out, episode, question, first, kinds, texts)
+            self._point(out, episode, question, at, first, kinds, texts)
 
     def _answer(self, rng: random.Random, question: Question, full_quote: float) -> tuple[list[int], list[int]]:
         if question.passage is None:
             return [*self.refusal, self.end], [REFUSE, REFUSE, *[OTHER] * (len(self.refusal) - 1)]
         lead, after = LEAD_INS[0 if rng.random() < 0.7 else rng.randrange(len(LEAD_INS))]
         before, number, quote = self.ids(f"{lead} ["), self.ids(f"{question.passage + 1}"), self.ids(question.quote)
-        opening = self.ids(f"]{after}: \"")
+        opening = self.ids(f']{after}: "')
         if rng.random() >= full_quote:
             quote = quote[: rng.randint(2, 6)]
             kinds = [FIRST, *[COPY] * (len(quote) - 1)]
@@ -419,7 +477,7 @@ class Encoder:
 
     @staticmethod
     def _point(
-        out: Sequence_, episode: Episode, question: Question, first: int, kinds: list[int],
+        out: Sequence_, episode: Episode, question: Question, at: int, first: int, kinds: list[int],
         texts: list[tuple[int, list[tuple[int, int]]]],
     ) -> None:  # fmt: skip
         """Note which tokens hold the answer, so that training can tell an attention head where to look."""
@@ -431,6 +489,7 @@ class Encoder:
         end = start + len(question.quote)
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
         span = begin + inside[0], begin + inside[-1] + 1
+        out.asked += [(position, *span) for position in range(at + 2, first)]
         out.sentence += [(first, *span), (first + kinds.index(CITE), *span)]
         out.first.append((first + kinds.index(FIRST), span[0]))
 
@@ -444,7 +503,8 @@ class Batch:
     weights: Tensor
     kinds: Tensor
     passage_of: Tensor
-    sentence: Tensor  # (choices, 4): row, looking position, from, to
+    asked: Tensor  # (question tokens, 4): row, looking position, from, to
+    sentence: Tensor  # (choices, 4): the same
     first: Tensor  # (choices, 3): row, looking position, position
 
 
@@ -462,6 +522,7 @@ def collate(rows: Sequence[Sequence_], pad: int) -> Batch:
         padded((r.weights for r in rows), 0.0, torch.float32),
         padded((r.kinds for r in rows), OTHER, torch.long),
         padded((r.passage_of for r in rows), 0, torch.long),
+        torch.tensor([(i, *point) for i, r in enumerate(rows) for point in r.asked], dtype=torch.long).view(-1, 4),
         torch.tensor([(i, *point) for i, r in enumerate(rows) for point in r.sentence], dtype=torch.long).view(-1, 4),
         torch.tensor([(i, *point) for i, r in enumerate(rows) for point in r.first], dtype=torch.long).view(-1, 3),
     )

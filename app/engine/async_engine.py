@@ -10,7 +10,7 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from app.engine.admission import Limits, check_request
@@ -62,8 +62,10 @@ class AsyncEngine:
 
     async def start(self) -> None:
         """Load and warm up in the engine's own thread. Raises what loading raised."""
-        if self._thread is not None and self._thread.is_alive():
+        if self.healthy:
             return
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
         self._loop = asyncio.get_running_loop()
         self._inbox = queue.SimpleQueue()
         loaded: asyncio.Future[None] = self._loop.create_future()
@@ -99,7 +101,7 @@ class AsyncEngine:
         """The snapshot of the last step; zeros before the first."""
         return EngineStats() if self._engine is None else self._engine.stats()
 
-    def generate(self, request: Request) -> AsyncIterator[EngineDelta]:
+    def generate(self, request: Request) -> AsyncGenerator[EngineDelta, None]:
         """Deltas, one per step that gave this request tokens. Closing or cancelling aborts the request.
 
         Raises at once InvalidRequest or ContextTooLong for a request that cannot work, EngineError where the
@@ -110,30 +112,27 @@ class AsyncEngine:
         check_request(request, self.limits)
         return self._stream(dataclasses.replace(request, request_id=f"{request.request_id}#{next(self._ids)}"))
 
-    async def _stream(self, request: Request) -> AsyncIterator[EngineDelta]:
+    async def _stream(self, request: Request) -> AsyncGenerator[EngineDelta, None]:
         if not self.healthy:
             raise EngineError(f"The engine is not ready: {self.reason}")
         request_id = request.request_id
         outbox = self._outboxes[request_id] = asyncio.Queue()
         text = TextStream(self.tokenizer, request.sampling.stop)
-        done = False
+        done = stopped = False
         self._inbox.put(request)
         try:
             while not done:
                 output = await outbox.get()
+                done = isinstance(output, EngineError) or output.finish_reason is not None
                 if isinstance(output, EngineError):
-                    done = True
                     raise output
-                done = output.finish_reason is not None
-                if not text.stopped:
-                    delta = _delta(output, text)
-                    if text.stopped and not done:
-                        self._inbox.put(_Abort(request_id))
-                        yield dataclasses.replace(delta, finish_reason=None)
-                    else:
-                        yield delta
+                if not stopped:
+                    yield _delta(output, text)
                 elif done:
                     yield EngineDelta([], "", None, "stop", output.metrics)
+                if text.stopped and not stopped and not done:  # the metrics come with the abort
+                    self._inbox.put(_Abort(request_id))
+                stopped = text.stopped
         finally:
             del self._outboxes[request_id]
             if not done:

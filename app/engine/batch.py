@@ -123,12 +123,7 @@ class _PlanBuilder:
 
     def _own(self, members: list[int], window: int | None) -> OwnPart:
         tokens, places, flat = self._padding(members)
-        length = tokens.shape[1]
-        mask = None
-        if window is not None and length > window:
-            ages = np.arange(length)[:, None] - np.arange(length)
-            mask = _tensor((ages >= 0) & (ages < window))
-        return OwnPart(_tensor(tokens), _tensor(places), _tensor(flat), mask)
+        return OwnPart(_tensor(tokens), _tensor(places), _tensor(flat), window)
 
     def _tables(self, members: list[int], first: list[int], ends: Ints) -> tuple[Ints, Ints]:
         """Blocks [R, P] from `first` to the one holding token `ends - 1` (padding 0), and how many are real."""

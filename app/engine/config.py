@@ -78,7 +78,8 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        stop: str | tuple[str, ...] = self.stop  # a lone string, as the OpenAI API allows it
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         finite = math.isfinite(self.temperature) and self.temperature >= 0
         _require(finite, f"temperature must be a number of at least 0, not {self.temperature}")

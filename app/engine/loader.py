@@ -142,7 +142,7 @@ def _views(spec: DecoderSpec, layer: LayerWeights) -> dict[str, Tensor]:
         ("weight", layer.qkv, layer.gate_up),
         ("bias", layer.qkv_bias, layer.gate_up_bias),
     ):
-        q, k, v = qkv.split([queries, keys, keys]) if qkv is not None else (None, None, None)
+        q, k, v = torch.split(qkv, [queries, keys, keys]) if qkv is not None else (None, None, None)
         gate, up = gate_up.chunk(2) if gate_up is not None else (None, None)
         found |= {f"self_attn.q_proj.{suffix}": q, f"self_attn.k_proj.{suffix}": k}
         found |= {f"self_attn.v_proj.{suffix}": v}

@@ -79,7 +79,7 @@ class PrefixGroup:
     block_ids: tuple[int, ...]
 
 
-def prefix_groups(tables: Sequence[Sequence[int]]) -> tuple[list[PrefixGroup], list[int]]:
+def prefix_groups(tables: Sequence[list[int]]) -> tuple[list[PrefixGroup], list[int]]:
     """Shared runs of whole, already written blocks, and per row how many leading blocks they cover.
 
     Groups nest: all rows may share the firm's prompt, and some of them a matter's documents after it.
@@ -93,7 +93,7 @@ def prefix_groups(tables: Sequence[Sequence[int]]) -> tuple[list[PrefixGroup], l
 
 
 def _split(
-    tables: Sequence[Sequence[int]], rows: list[int], depth: int, groups: list[PrefixGroup], covered: list[int]
+    tables: Sequence[list[int]], rows: list[int], depth: int, groups: list[PrefixGroup], covered: list[int]
 ) -> None:
     if len(rows) < 2:
         return
@@ -110,7 +110,7 @@ def _split(
         _split(tables, branch, end, groups, covered)
 
 
-def _common_end(tables: Sequence[Sequence[int]]) -> int:
+def _common_end(tables: Sequence[list[int]]) -> int:
     """Length of the common start of all tables: that of the smallest and the largest in sorting order."""
     low, high = min(tables), max(tables)
     for i, (a, b) in enumerate(zip(low, high, strict=False)):

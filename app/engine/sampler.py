@@ -91,7 +91,7 @@ def _draw(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
 
 def _filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities sorted downwards with everything outside top-k, then top-p, at zero; and the token ids."""
-    values, order = logits.sort(-1, descending=True, stable=True)
+    values, order = torch.sort(logits, -1, descending=True)
     limit = torch.where(top_k > 0, top_k, values.shape[1]).unsqueeze(1)
     values = values.masked_fill(torch.arange(values.shape[1]) >= limit, float("-inf"))
     probs = values.softmax(-1)

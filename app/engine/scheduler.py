@@ -9,7 +9,6 @@ preempted and computed again later, mostly from the prefix cache.
 import time
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from app.engine.blocks import BlockPool
@@ -220,5 +219,5 @@ class Scheduler:
             label = seq.labels.through(start + size)
             seq.keys.append(self.hasher.key(parent, seq.tokens[start : start + size], label))
 
-    def _written_blocks(self, row: ScheduledRow) -> Seq[int]:
+    def _written_blocks(self, row: ScheduledRow) -> list[int]:
         return row.seq.block_ids[: row.start // self.block_size]

@@ -86,7 +86,8 @@ def _rope(config: Json) -> Json:
 
 def _windows(config: Json) -> tuple[int | None, ...]:
     """Mistral's window holds in every layer; Qwen's only with use_sliding_window, by layer_types or from a layer on."""
-    num_layers, window = config["num_hidden_layers"], config.get("sliding_window")
+    num_layers: int = config["num_hidden_layers"]
+    window: int | None = config.get("sliding_window")
     if config["model_type"].startswith("qwen") and not config.get("use_sliding_window", False):
         window = None
     if window is None or window >= config.get("max_position_embeddings", 2048):
@@ -121,13 +122,14 @@ def rope_table(spec: DecoderSpec, length: int, dtype: torch.dtype) -> tuple[Tens
 def _inverse_frequencies(spec: DecoderSpec) -> Tensor:
     """float32 [head_dim / 2]; llama3: arXiv 2407.21783 as implemented in transformers modeling_rope_utils."""
     rope, dim = spec.rope, spec.head_dim
-    inverse = 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    inverse: Tensor = 1.0 / float(rope["rope_theta"]) ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if rope["rope_type"] == "linear":
-        return inverse / rope["factor"]
+        return inverse / float(rope["factor"])
     if rope["rope_type"] != "llama3":
         return inverse
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    original = rope["original_max_position_embeddings"]
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    original = float(rope["original_max_position_embeddings"])
     wavelength = 2 * math.pi / inverse
     smooth = ((original / wavelength - low) / (high - low)).clamp(0, 1)
-    return (1 - smooth) * inverse / rope["factor"] + smooth * inverse
+    mixed: Tensor = (1 - smooth) * inverse / float(rope["factor"]) + smooth * inverse
+    return mixed

@@ -18,13 +18,13 @@ class OwnPart:
     """R chunks of up to Q tokens, each attending causally to itself.
 
     tokens: int64 [R, Q], flat token of each place, padding repeats a token.  places: int64 [n], the real
-    ones among R * Q.  flat: int64 [n], their tokens.  mask: bool [Q, Q] of a sliding window, or None.
+    ones among R * Q.  flat: int64 [n], their tokens.  window: keys a token sees including itself, or None.
     """
 
     tokens: Tensor
     places: Tensor
     flat: Tensor
-    mask: Tensor | None = None
+    window: int | None = None
 
 
 @dataclass(slots=True)

@@ -5,14 +5,16 @@ A layer's pages are [N, K, S, D]: a page of one head is a small matrix, so that 
 a batched matmul as they lie in the pool. Softmax statistics are float32.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels.plan import AttentionPlan, ContextPart, DecodePart, OwnPart, PrefixPart
 
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _QUERIES_AT_ONCE = 256  # scores of that many queries against 2,000 keys stay in the L2/L3 cache
+Visible = Callable[[int, int], tuple[Tensor, tuple[int, int]]]
 _LOWEST = -1e30  # instead of -inf as a running maximum: -inf - -inf is NaN
 
 
@@ -63,28 +65,51 @@ def merge_lse(out: Tensor, lse: Tensor, tokens: Tensor, part: Tensor, part_lse: 
     lse.index_copy_(0, tokens, new)
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scaled queries q [B, M, D] against k, v [B, L, D] -> out [B, M, D], lse float32 [B, M].
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Visible | None = None) -> tuple[Tensor, Tensor]:
+    """Scaled queries q [B, M, D] against k, v [B, L, D] -> out float32 [B, M, D], lse float32 [B, M].
 
-    mask: bool [B, 1 or M, L]. A query that sees no key gets a weight of nothing when merged. The sum of the
-    weights comes out of the second matmul by a column of ones, with the weights' own rounding. Measured on
-    avx512_bf16: 2.4x torch's flash attention in bfloat16, 0.87x in float32.
+    visible(start, stop) says what queries start..stop see: bool [B or 1, stop - start or 1, n] and the range
+    of n keys outside of which they see nothing. A query that sees no key weighs nothing when merged. The sum
+    of the weights comes out of the second matmul by a column of ones, with the weights' own rounding.
+    Measured on avx512_bf16: 2.4x torch's flash attention in bfloat16, 0.87x in float32.
     """
-    batch, length, dim = v.shape
-    ones = torch.cat([v, v.new_ones(batch, length, 1)], -1)
-    keys = k.transpose(1, 2)
-    joined = q.new_empty(batch, q.shape[1], dim + 1)
-    top = torch.empty(batch, q.shape[1], 1, dtype=torch.float32)
-    for start in range(0, q.shape[1], _QUERIES_AT_ONCE):
-        chunk = slice(start, start + _QUERIES_AT_ONCE)
-        scores = torch.bmm(q[:, chunk], keys)
+    batch, queries, dim = q.shape
+    ones = torch.cat([v, v.new_ones(*v.shape[:2], 1)], -1)
+    joined = q.new_empty(batch, queries, dim + 1)
+    top = torch.empty(batch, queries, 1, dtype=torch.float32)
+    for start in range(0, queries, _QUERIES_AT_ONCE):
+        stop = min(queries, start + _QUERIES_AT_ONCE)
+        mask, (low, high) = visible(start, stop) if visible is not None else (None, (0, k.shape[1]))
+        scores = torch.bmm(q[:, start:stop], k[:, low:high].transpose(1, 2))
         if mask is not None:
-            scores.masked_fill_(~(mask if mask.shape[1] == 1 else mask[:, chunk]), float("-inf"))
+            scores.masked_fill_(~mask, float("-inf"))
         highest = scores.amax(-1, keepdim=True).clamp_(min=_LOWEST)
-        joined[:, chunk] = torch.bmm(scores.sub_(highest).exp_(), ones)
-        top[:, chunk] = highest
+        joined[:, start:stop] = torch.bmm(scores.sub_(highest).exp_(), ones[:, low:high])
+        top[:, start:stop] = highest
     total = joined[..., dim:].float().clamp_(min=1e-30)
     return joined[..., :dim].float() / total, (top + total.log()).squeeze(-1)
+
+
+def _causal(group: int, window: int | None) -> Visible:
+    """Queries of a chunk over its own keys, `group` query heads folded into each position."""
+
+    def visible(start: int, stop: int) -> tuple[Tensor, tuple[int, int]]:
+        low = 0 if window is None else max(0, start // group - window + 1)
+        high = (stop - 1) // group + 1
+        ages = (torch.arange(start, stop) // group).unsqueeze(1) - torch.arange(low, high)
+        mask = ages >= 0 if window is None else (ages >= 0) & (ages < window)
+        return mask.unsqueeze(0), (low, high)
+
+    return visible
+
+
+def _masked(mask: Tensor) -> Visible:
+    """mask bool [B, 1 or M, L]."""
+
+    def visible(start: int, stop: int) -> tuple[Tensor, tuple[int, int]]:
+        return (mask if mask.shape[1] == 1 else mask[:, start:stop]), (0, mask.shape[2])
+
+    return visible
 
 
 def _write(out: Tensor, lse: Tensor | None, tokens: Tensor, part: Tensor, part_lse: Tensor | None) -> None:
@@ -94,14 +119,25 @@ def _write(out: Tensor, lse: Tensor | None, tokens: Tensor, part: Tensor, part_l
 
 
 def _own_attention(q: Tensor, k: Tensor, v: Tensor, part: OwnPart) -> tuple[Tensor, Tensor]:
-    chunks = [_padded(x, part.tokens).transpose(1, 2) for x in (q, k, v)]
-    if part.mask is None:
-        out, lse = _FLASH(*chunks, 0.0, True, scale=1.0)
-    else:
-        bias = torch.zeros(part.mask.shape, dtype=q.dtype).masked_fill_(~part.mask, float("-inf"))
-        out, lse = _FLASH(*chunks, 0.0, False, attn_mask=bias[None, None], scale=1.0)
-    out = out.transpose(1, 2).flatten(0, 1).index_select(0, part.places)
-    return out, lse.transpose(1, 2).flatten(0, 1).index_select(0, part.places)
+    kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    keys, values = (_padded(x, part.tokens).transpose(1, 2).flatten(0, 1) for x in (k, v))
+    out, lse = dense_attention(_folded(q, part.tokens, kv_heads), keys, values, _causal(group, part.window))
+    return _unfolded(out, lse, part.tokens, part.places, kv_heads)
+
+
+def _folded(q: Tensor, tokens: Tensor, kv_heads: int) -> Tensor:
+    """q [T, H, D] at tokens [R, Q] -> [R * K, Q * G, D]: the query heads of a KV head become rows."""
+    rows, length = tokens.shape
+    query = _padded(q, tokens).view(rows, length, kv_heads, -1, q.shape[2])
+    return query.transpose(1, 2).reshape(rows * kv_heads, -1, q.shape[2])
+
+
+def _unfolded(out: Tensor, lse: Tensor, tokens: Tensor, places: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:
+    """The reverse of _folded, for the real places only: [n, H, D] and [n, H]."""
+    rows, length = tokens.shape
+    out = out.view(rows, kv_heads, length, -1, out.shape[2]).transpose(1, 2).reshape(rows * length, -1, out.shape[2])
+    lse = lse.view(rows, kv_heads, length, -1).transpose(1, 2).reshape(rows * length, -1)
+    return out.index_select(0, places), lse.index_select(0, places)
 
 
 def _padded(x: Tensor, tokens: Tensor) -> Tensor:
@@ -136,30 +172,21 @@ def _select(pages: Tensor, which: tuple[int, int] | Tensor) -> Tensor:
 
 
 def _prefix_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: PrefixPart) -> tuple[Tensor, Tensor]:
-    heads, dim = q.shape[1:]
-    kv_heads = k_pages.shape[1]
-    query = q.index_select(0, part.tokens).view(-1, kv_heads, heads // kv_heads, dim)
-    query = query.transpose(0, 1).reshape(kv_heads, -1, dim)
+    tokens, kv_heads = part.tokens[None], k_pages.shape[1]
     k, v = (_gathered(x, part.pages[None]) for x in (k_pages, v_pages))
-    out, lse = dense_attention(query, k, v)
-    out = out.view(kv_heads, -1, heads // kv_heads, dim).transpose(0, 1).reshape(-1, heads, dim)
-    return out, lse.view(kv_heads, -1, heads // kv_heads).transpose(0, 1).reshape(-1, heads)
+    out, lse = dense_attention(_folded(q, tokens, kv_heads), k, v)
+    rows = out.view(kv_heads, len(part.tokens), -1, out.shape[2]).transpose(0, 1).flatten(1, 2)
+    return rows, lse.view(kv_heads, len(part.tokens), -1).transpose(0, 1).flatten(1)
 
 
 def _context_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: ContextPart) -> tuple[Tensor, Tensor]:
-    heads, dim = q.shape[1:]
     kv_heads = k_pages.shape[1]
-    rows, length = part.tokens.shape
-    query = _padded(q, part.tokens).view(rows, length, kv_heads, -1, dim)
-    query = query.permute(0, 2, 1, 3, 4).reshape(rows * kv_heads, -1, dim)
     k, v = (_gathered(x, part.pages) for x in (k_pages, v_pages))
     mask = part.mask.repeat_interleave(kv_heads, 0)
     if mask.shape[1] > 1:
-        mask = mask.repeat_interleave(heads // kv_heads, 1)
-    out, lse = dense_attention(query, k, v, mask)
-    out = out.view(rows, kv_heads, length, -1, dim).permute(0, 2, 1, 3, 4).reshape(rows * length, heads, dim)
-    lse = lse.view(rows, kv_heads, length, -1).permute(0, 2, 1, 3).reshape(rows * length, heads)
-    return out.index_select(0, part.places), lse.index_select(0, part.places)
+        mask = mask.repeat_interleave(q.shape[1] // kv_heads, 1)
+    out, lse = dense_attention(_folded(q, part.tokens, kv_heads), k, v, _masked(mask))
+    return _unfolded(out, lse, part.tokens, part.places, kv_heads)
 
 
 def _gathered(pages: Tensor, ids: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ class OpenAnswer:
         self._stream = stream
         self._stages = stages
         self._text = ""
-        self._citations: list[CitationView] = []
+        self._views: list[CitationView] = []
+        self.citations: list[Citation] = []
 
     async def events(self) -> AsyncIterator[AnswerEvent]:
         """Deltas and citations as they come, then the whole."""
@@ -143,11 +144,12 @@ class OpenAnswer:
 
     def _verify(self, citations: list[Citation]) -> list[CitationView]:
         views = [CitationView.of(c, self._titles[UUID(c.document_id)]) for c in citations]
-        self._citations += views
+        self.citations += citations
+        self._views += views
         return views
 
     def _conclude(self, stream: ChatStream) -> AnswerView:
-        refused = REFUSAL in self._text or not any(citation.verified for citation in self._citations)
+        refused = REFUSAL in self._text or not any(citation.verified for citation in self.citations)
         text = REFUSAL if refused else self._text.strip()
         return self._view(text, refused=refused, usage=stream.usage, served_by=stream.served_by)
 
@@ -158,7 +160,7 @@ class OpenAnswer:
             id=self._id,
             answer=text,
             refused=refused,
-            citations=[] if refused else self._citations,
+            citations=[] if refused else self._views,
             usage=UsageView(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
             timings_ms=self._stages.total(),
             served_by=served_by,

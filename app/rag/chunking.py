@@ -9,8 +9,8 @@ from app.rag.parsing.document import Heading, Page
 from app.rag.structure import Clause, clauses, items, section_path, sentence_starts
 
 # How good a place to cut is, in fractions of max_chars a chunk may stay shorter for it.
-CLAUSE, PARAGRAPH, SENTENCE, ITEM, PHRASE = 0.55, 0.35, 0.25, 0.15, 0.05
-MIN_FILL = 0.35  # of max_chars, before a chunk may end anywhere
+CLAUSE, PARAGRAPH, SENTENCE, ITEM, PHRASE = 0.8, 0.45, 0.25, 0.15, 0.05
+MIN_FILL = 0.25  # of max_chars, before a chunk may end anywhere
 
 _PARAGRAPH = re.compile(r"\n\s*\n\s*(?=\S)")
 _LINE = re.compile(r"\n\s*(?=\S)")
@@ -28,9 +28,7 @@ class Chunk:
     section: tuple[str, ...] = ()
 
 
-def chunk(
-    text: str, headings: Sequence[Heading] = (), pages: Sequence[Page] = (), max_chars: int = 500
-) -> list[Chunk]:
+def chunk(text: str, headings: Sequence[Heading] = (), pages: Sequence[Page] = (), max_chars: int = 500) -> list[Chunk]:
     """Cut `text` into chunks of at most `max_chars` characters; white space stays with the chunk before it."""
     opened = clauses(text, headings)
     borders = _borders(text, opened, pages)

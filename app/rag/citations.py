@@ -103,7 +103,9 @@ class CitationScanner:
         self._final = True
         found = list(self._scan())
         if self._depth:
-            found += self._cite(len(self._text), broken_off=True)
+            whole = self._text.rstrip()
+            marks = whole.endswith((_STRAIGHT, _CLOSE)) and len(whole) > self._opened + 1
+            found += self._cite(len(whole) - marks, broken_off=True)
             self._depth = 0
         return found
 
@@ -119,6 +121,8 @@ class CitationScanner:
 
     def _mark(self, at: int, character: str) -> Iterator[Citation]:
         """A quotation mark: it opens, opens inside, closes inside, or closes."""
+        if self._depth and (character == _STRAIGHT) != (self._text[self._opened] == _STRAIGHT):
+            return  # the other kind of mark than the one that opened: part of the quotation
         if self._opens(at, character):
             self._depth += 1
             if self._depth == 1:

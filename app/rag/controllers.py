@@ -22,7 +22,6 @@ from app.rag.parsing import detect
 from app.rag.schemas import (
     DEFAULT_COLLECTION,
     AnswerRequest,
-    AnswerView,
     Collection,
     DocumentList,
     DocumentView,

@@ -99,9 +99,7 @@ class EdgeIndex:
             for chunk_id in chunk_ids
         }
 
-    def count(
-        self, tenant: str | None = None, document_id: str | None = None, *, kind: Kind | None = "chunk"
-    ) -> int:
+    def count(self, tenant: str | None = None, document_id: str | None = None, *, kind: Kind | None = "chunk") -> int:
         """Exact number of points, of both kinds when `kind` is None."""
         given = (("tenant", tenant), ("document_id", document_id))
         must = [_equals(key, value) for key, value in given if value is not None]

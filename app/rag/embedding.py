@@ -69,8 +69,12 @@ class Embedder:
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         """One question → float32 [dimension]; uses the model's query prompt where it declares one."""
-        row: npt.NDArray[np.float32] = self._embed([self._files.query_prompt + text])[0]
+        row: npt.NDArray[np.float32] = self.embed_queries([text])[0]
         return row
+
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Questions → float32 [len(texts), dimension], in one forward where they fit."""
+        return self._embed([self._files.query_prompt + text for text in texts])
 
     def _load(self, device: str, dtype: str) -> None:
         import torch

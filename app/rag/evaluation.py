@@ -4,7 +4,7 @@ import json
 import lzma
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -25,6 +25,7 @@ WRONG_AT = 8  # the wrong-document rate is taken over this many results
 TENANT = "evaluation"
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+Answered = tuple[tuple[Passage, ...], float]  # what a search returned, and its milliseconds
 Row = TypeVar("Row")
 
 
@@ -45,6 +46,10 @@ class RetrievalQuery:
     category: str
     snippets: tuple[Snippet, ...]
 
+    def asking(self, text: str) -> "RetrievalQuery":
+        """The same question in other words."""
+        return RetrievalQuery(text, self.category, self.snippets)
+
 
 def evaluate_retrieval(
     corpus: Path,
@@ -61,18 +66,17 @@ def evaluate_retrieval(
     All fractions 0-1. `seconds` is everything, embedding included; `ms` is per search on this machine.
     """
     began = perf_counter()
-    rows = _queries(queries)
+    rows = read_queries(queries)
     asked = rows if limit is None else stratified(rows, lambda row: row.category, limit, seed)
     with tempfile.TemporaryDirectory(prefix="precedent-eval-") as folder:
         index = EdgeIndex(Path(folder), embedder.dimension, model=embedder.name)
         try:
-            _index_corpus(corpus, index, embedder, progress)
-            results = _ask(asked, Retriever(index, embedder, expand=expand), progress)
+            index_corpus(corpus, index, embedder, progress)
+            results = ask_all(asked, Retriever(index, embedder, expand=expand), progress)
         finally:
             index.close()
     report = summarise(asked, [passages for passages, _ in results])
-    report["ms"] = {f"p{p}": float(np.percentile([ms for _, ms in results], p)) for p in (50, 95)}
-    return report | {"queries": len(asked), "seconds": perf_counter() - began}
+    return report | {"ms": timings(results), "queries": len(asked), "seconds": perf_counter() - began}
 
 
 def summarise(asked: Sequence[RetrievalQuery], results: Sequence[Sequence[Passage]]) -> dict[str, Any]:
@@ -105,7 +109,8 @@ def wrong_documents(gold: Sequence[Snippet], found: Sequence[Passage]) -> float:
 
 
 def stratified(rows: Sequence[Row], stratum: Callable[[Row], str], limit: int, seed: int) -> list[Row]:
-    """About `limit` rows with every stratum in proportion, at least one each; the same seed gives the same rows."""
+    """About `limit` rows with every stratum in proportion, at least one each where they fit; the same seed gives
+    the same rows."""
     if limit >= len(rows):
         return list(rows)
     strata: dict[str, list[int]] = defaultdict(list)
@@ -115,19 +120,16 @@ def stratified(rows: Sequence[Row], stratum: Callable[[Row], str], limit: int, s
     for name in sorted(strata):
         share = max(1, round(limit * len(strata[name]) / len(rows)))
         chosen += random.sample(strata[name], min(share, len(strata[name])))
-    return [rows[i] for i in sorted(chosen if len(strata) > limit else _trim(chosen, limit, random))]
-
-
-def _trim(chosen: list[int], limit: int, random: Random) -> list[int]:
-    return random.sample(chosen, limit) if len(chosen) > limit else chosen
+    if len(strata) > limit:
+        chosen = random.sample(chosen, limit)
+    return [rows[i] for i in sorted(chosen)]
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSON Lines file, plain or xz. Raises InvalidRequest naming the line that is not JSON."""
     if not path.is_file():
         raise InvalidRequest(f"{path} does not exist.")
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-    with opened as file:
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
@@ -136,7 +138,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     raise InvalidRequest(f"{path}, line {number}: not JSON ({error.msg}).") from error
 
 
-def _queries(path: Path) -> list[RetrievalQuery]:
+def timings(results: Sequence[Answered]) -> dict[str, float]:
+    """Median and 95th percentile of milliseconds per search."""
+    return {f"p{p}": float(np.percentile([ms for _, ms in results], p)) for p in (50, 95)} if results else {}
+
+
+def read_queries(path: Path) -> list[RetrievalQuery]:
+    """The queries of a LegalBench-RAG file: query, category, snippets with file_path and span."""
     return [
         RetrievalQuery(
             row["query"],
@@ -147,7 +155,8 @@ def _queries(path: Path) -> list[RetrievalQuery]:
     ]
 
 
-def _index_corpus(corpus: Path, index: EdgeIndex, embedder: Embedder, progress: Progress) -> None:
+def index_corpus(corpus: Path, index: EdgeIndex, embedder: Embedder, progress: Progress) -> None:
+    """Chunk, embed and index every document, in the order of the file."""
     documents = list(read_lines(corpus))
     for done, row in enumerate(documents, 1):
         name, text = row["file_path"], row["text"]
@@ -157,10 +166,9 @@ def _index_corpus(corpus: Path, index: EdgeIndex, embedder: Embedder, progress: 
         progress("index", done, len(documents))
 
 
-def _ask(
-    asked: Sequence[RetrievalQuery], retriever: Retriever, progress: Progress
-) -> list[tuple[tuple[Passage, ...], float]]:
-    results = []
+def ask_all(asked: Sequence[RetrievalQuery], retriever: Retriever, progress: Progress) -> list[Answered]:
+    """Ask every question of the whole corpus."""
+    results: list[Answered] = []
     for done, row in enumerate(asked, 1):
         began = perf_counter()
         found = retriever.search(SearchQuery(TENANT, frozenset(), row.text, max(KS)))
@@ -169,7 +177,7 @@ def _ask(
     return results
 
 
-def _characters(ranges: Iterator[tuple[str, int, int]] | Any) -> dict[str, set[int]]:
+def _characters(ranges: Iterable[tuple[str, int, int]]) -> dict[str, set[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for file, start, end in ranges:
         found[file].update(range(start, end))

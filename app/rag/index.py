@@ -85,9 +85,7 @@ class VectorIndex(Protocol):
         """For each chunk the share (0-1) of the weight of `terms` that occurs in it. Not filtered by rights: pass
         only ids that a search of the same caller returned."""
 
-    def count(
-        self, tenant: str | None = None, document_id: str | None = None, *, kind: Kind | None = "chunk"
-    ) -> int:
+    def count(self, tenant: str | None = None, document_id: str | None = None, *, kind: Kind | None = "chunk") -> int:
         """Exact number of points."""
 
     def optimize(self) -> None:

@@ -122,7 +122,8 @@ class Ingestion:
             "filename": version.filename,
         }
         async with self._database.session() as session:
-            await session.execute(delete(ChunkRow).where(ChunkRow.document_id == document.id, ChunkRow.version == version.version))
+            half_done = delete(ChunkRow).where(ChunkRow.document_id == document.id, ChunkRow.version == version.version)
+            await session.execute(half_done)
             session.add_all(_row(version, one) for one in chunks)
             await session.execute(update(DocumentVersion).where(DocumentVersion.id == version.id).values(**values))
             published = await session.execute(update(Document).where(Document.id == document.id).values(**current))

@@ -46,9 +46,7 @@ def routing_text(title: str, filename: str, text: str) -> str:
     return f"{stem}\n{title}\n{text[:OPENING_CHARS]}"
 
 
-def chunk_points(
-    document: DocumentVersion, text: str, chunks: Sequence[Chunk], embedder: Embedder
-) -> list[IndexPoint]:
+def chunk_points(document: DocumentVersion, text: str, chunks: Sequence[Chunk], embedder: Embedder) -> list[IndexPoint]:
     """Embed and address the given chunks of a document; chunks without any ink have no point."""
     inked = [chunk for chunk in chunks if text[chunk.start : chunk.end].strip()]
     texts = [indexed_text(chunk, text) for chunk in inked]
@@ -66,9 +64,7 @@ def document_point(document: DocumentVersion, text: str, embedder: Embedder) -> 
     return _point(document, "document", opening, embedder.embed([route])[0], route)
 
 
-def _point(
-    document: DocumentVersion, kind: Kind, chunk: Chunk, vector: FloatArray, indexed: str
-) -> IndexPoint:
+def _point(document: DocumentVersion, kind: Kind, chunk: Chunk, vector: FloatArray, indexed: str) -> IndexPoint:
     return IndexPoint(
         chunk_id(document.document_id, document.version, chunk.ordinal, kind),
         document.tenant,

@@ -28,14 +28,15 @@ _LEAD = re.compile(
 )
 _NAME = re.compile(r"\b[A-Z][\w.&'’-]*(?:\s+(?:of|and|the|for|de|&)?\s*[A-Z0-9][\w.&'’-]*)*")
 _WORD = re.compile(r"[A-Za-z0-9][\w'’-]*")
-_FORM = frozenset(
-    "contract contracts agreement agreements document documents clause clauses provision provisions section "
-    "include included includes including contain contains specified specify specifies provide provided provides "
-    "say says state states mention mentioned exist exists describe given apply applies required party parties "
-    "please tell regarding concerning event happens happen conditions circumstances term terms".split()
-)
-_SUFFIXES = ("izations", "ization", "ations", "ation", "ments", "ment", "ings", "ing", "ions", "ion", "ies", "ed",
-             "es", "al", "s", "e", "y")
+_FORM_WORDS = """
+    contract contracts agreement agreements document documents clause clauses provision provisions
+    section include included includes including contain contains specified specify specifies provide
+    provided provides say says state states mention mentioned exist exists describe given apply applies
+    required party parties please tell regarding concerning event happens happen conditions
+    circumstances term terms
+"""
+_FORM = frozenset(_FORM_WORDS.split())
+_SUFFIXES = ("ization", "ation", "ment", "ing", "ion", "ed", "al", "ie", "e", "y")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ def words(text: str) -> list[str]:
 def stem(word: str) -> str:
     """A light stem, good enough to match a trigger: renewals, renewing and renewal are one."""
     word = word.replace("’", "'").removesuffix("'s")
+    if len(word) > 4 and not word.endswith("ss"):
+        word = word.removesuffix("s")
     for suffix in _SUFFIXES:
         if word.endswith(suffix) and len(word) - len(suffix) >= 4:
             return word.removesuffix(suffix)

@@ -8,9 +8,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database, owned
 from app.errors import NotFound
+from app.rag.chunking import Chunk
 from app.rag.citations import Evidence
-from app.rag.documents import DocumentService, labels_of, visible
-from app.rag.models import Chunk, Document
+from app.rag.documents import DocumentService, get_visible, labels_of, visible
+from app.rag.models import Chunk as ChunkRow
+from app.rag.models import Document
+from app.rag.points import chunk_id
 from app.rag.retrieval import Passage, Retriever, SearchQuery, SearchResult
 from app.tenants.principal import Principal
 
@@ -77,6 +80,20 @@ class SearchService:
         found = await self._fence(principal, result)
         return FoundList(found, result.confidence, dict(result.timings_ms))
 
+    async def given(self, principal: Principal, document_id: UUID, chunks: list[Chunk]) -> list[Found]:
+        """Chunks of a document's current text as if they had been found; for evaluation with gold passages."""
+        async with self._database.session() as session:
+            document = await get_visible(session, principal, document_id)
+            version = document.current_version or 1
+            labels = (await labels_of(session, {document_id}))[document_id]
+            found = []
+            for one in chunks:
+                name = chunk_id(str(document_id), version, one.ordinal)
+                passage = Passage(str(document_id), version, name, one.start, one.end, 1.0)
+                evidence = await self._evidence(session, principal, passage)
+                found.append(Found(passage, evidence, document.title, one.section, labels))
+            return found
+
     async def _require_visible(self, principal: Principal, document_ids: list[UUID]) -> None:
         async with self._database.session() as session:
             seen = set(
@@ -120,5 +137,5 @@ async def _sections(
     session: AsyncSession, principal: Principal, result: SearchResult
 ) -> dict[str, tuple[str, ...]]:
     ids = [UUID(passage.chunk_id) for passage in result.passages]
-    rows = await session.scalars(owned(Chunk, principal.tenant_id).where(Chunk.id.in_(ids)))
+    rows = await session.scalars(owned(ChunkRow, principal.tenant_id).where(ChunkRow.id.in_(ids)))
     return {str(row.id): tuple(row.section) for row in rows}

@@ -17,7 +17,9 @@ SAME_LINE = 0.5  # of the smaller height, by which two characters of one line ov
 Box = tuple[float, float, float, float]
 
 _PAGE_NUMBER = re.compile(r"(?i)\W*(page\s*)?(\d{1,4}|[ivxl]{1,6})(\s*(of|/)\s*\d{1,4})?\W*")
-_LONE_NUMBER = re.compile(r"(?i)\n[ \t]*\n\s*[-–—]?[ \t]*(?:page\s*)?\d{1,4}(?:\s*of\s*\d{1,4})?[ \t]*[-–—]?[ \t]*\n\s*\n")
+_LONE_NUMBER = re.compile(
+    r"(?i)\n[ \t]*\n\s*[-–—]?[ \t]*(?:page\s*)?\d{1,4}(?:\s*of\s*\d{1,4})?[ \t]*[-–—]?[ \t]*\n\s*\n"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,5 +106,3 @@ def _same_line(line: Box, box: Box) -> bool:
 
 def _around(a: Box, b: Box) -> Box:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-
-

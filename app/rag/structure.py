@@ -18,22 +18,31 @@ _CLAUSE = re.compile(
     r"(?:(?<=\n)|(?<=[.;:!?)\"”]\s)|(?<=\s\s)|\A)[ \t]*"
     r"(?P<mark>(?P<article>(?:ARTICLE|Article)\s+(?:[IVXLC]{1,6}|\d{1,2})\b[.:]?)"
     r"|(?P<word>(?:SECTION|Section|Sec\.|§)\s*)?(?P<number>" + _NUMBER + r")(?P<dot>\.?\)?)(?=\s))"
-    r"\s+(?P<rest>[^\n]{0,120})"
+    r"\s+(?=(?P<rest>[^\n]{0,120}))"
 )
-_ITEM = re.compile(r"(?:(?<=\n)|(?<=[.;:,]\s)|(?<=\s\s)|(?<=\sand\s)|(?<=\sor\s))\((?:[a-z]{1,2}|[ivx]{1,5}|\d{1,2})\)\s")
+_ITEM = re.compile(
+    r"(?:(?<=\n)|(?<=[.;:,]\s)|(?<=\s\s)|(?<=\sand\s)|(?<=\sor\s))\((?:[a-z]{1,2}|[ivx]{1,5}|\d{1,2})\)\s"
+)
 _TITLE_END = re.compile(r"[.:;]\s|\.$|\s{2,}|\s[-–—]\s|(?<=[A-Z]{3})\s+(?=[A-Z]?[a-z])")
-_SMALL_WORDS = frozenset("a an and as at by for from in of on or other the to under upon with without".split())
-_UNITS = frozenset("days day months month years year percent hours business calendar shares dollars".split())
+_SMALL = """
+    a an and as at by for from in of on or other the to under upon with without
+"""
+_SMALL_WORDS = frozenset(_SMALL.split())
+_UNIT_WORDS = """
+    days day months month years year percent hours business calendar shares dollars
+"""
+_UNITS = frozenset(_UNIT_WORDS.split())
 
 _SENTENCE = re.compile(r"[.!?][\"”’')\]]*(\s+)(?=[\"“‘'(\[]?[A-Z0-9§])")
 _LAST_WORD = re.compile(r"[\w.&'’-]+$")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
-ABBREVIATIONS = frozenset(
-    "inc corp co ltd llc llp lp plc no nos sec secs art arts par para cl ch ex exh sched mr mrs ms dr jr sr st "
-    "vs v al seq cf e.g i.e u.s u.k u.s.c u.s.a d.c n.a s.a b.v n.v a.m p.m ph.d approx dept est fig gov hon "
-    "jan feb mar apr jun jul aug sept sep oct nov dec mt ave blvd rd tel attn vol pp pg ed rev bros assn intl "
-    "messrs prof gen rep sen cfr fed reg stat supp app pty gmbh".split()
-)
+_ABBREVIATED = """
+    inc corp co ltd llc llp lp plc no nos sec secs art arts par para cl ch ex exh sched mr mrs ms dr jr
+    sr st vs v al seq cf e.g i.e u.s u.k u.s.c u.s.a d.c n.a s.a b.v n.v a.m p.m ph.d approx dept est
+    fig gov hon jan feb mar apr jun jul aug sept sep oct nov dec mt ave blvd rd tel attn vol pp pg ed
+    rev bros assn intl messrs prof gen rep sen cfr fed reg stat supp app pty gmbh
+"""
+ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ def _is_clause_number(match: re.Match[str], title: str) -> bool:
     if rest.split(" ", 1)[0].lower().strip(".,") in _UNITS:
         return False
     if match["word"] or match["dot"] or "." in match["number"]:
-        return rest[:1].isupper() or rest[:1] in "\"“([" or bool(title)
+        return rest[:1].isupper() or rest[:1] in '"“([' or bool(title)
     return bool(title) and title.isupper()
 
 
@@ -82,7 +91,7 @@ def _title(rest: str) -> str:
     """The name of a clause from the words after its number; empty where running text begins at once."""
     end = _TITLE_END.search(rest)
     candidate = rest[: end.start()] if end else rest
-    words = candidate.strip(" \t\"“”._").split()
+    words = candidate.strip(' \t"“”._').split()
     if not 0 < len(words) <= 10 or (end is None and len(rest) >= 120):
         return ""
     capital = sum(not word[0].islower() or word.lower() in _SMALL_WORDS for word in words)

@@ -4,7 +4,6 @@ import asyncio
 import json
 
 import pytest
-from sqlalchemy import select
 
 from app.db import owned
 from app.gateway.models import RequestRecord

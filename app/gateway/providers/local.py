@@ -2,18 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from app.config import EngineSettings
-from app.errors import AppError, UpstreamError
+from app.errors import InvalidRequest, UpstreamError
 from app.gateway.schemas import ChatRequest, Delta, Usage
 from app.gateway.wire import refuse_for_engine
-from app.telemetry import logger
 
 if TYPE_CHECKING:
-    from app.engine import AsyncEngine, EngineDelta, Request, TokenSegment
+    from app.engine import AsyncEngine, EngineDelta, EngineStats, Request, Tokenizer, TokenSegment
 
-log = logger(__name__)
 # The engine's own choice where a caller names no limit.
 DEFAULT_MAX_TOKENS = 512
 # Tokenizing more characters than this takes long enough to be worth a thread.
@@ -29,10 +28,8 @@ class LocalProvider:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._engine: AsyncEngine | None = None
-        self._failure: str | None = None
         # Token ids of firm-wide segments: the policy is the same bytes in every request.
         self._firm_wide: dict[str, list[int]] = {}
-        self._requests = 0
 
     async def start(self) -> None:
         """Load the model in the engine's thread. Raises whatever loading raises."""
@@ -59,59 +56,58 @@ class LocalProvider:
     def unhealthy(self) -> str | None:
         if self._engine is None:
             return "the model is not loaded"
-        return None if self._engine.healthy else self._engine.failure
-
-    @property
-    def engine(self) -> "AsyncEngine":
-        """The running engine. Raises UpstreamError before start()."""
-        if self._engine is None:
-            raise UpstreamError("The in-process engine is not started.")
-        return self._engine
+        return None if self._engine.healthy else self._engine.reason
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         from app.engine import EngineError
 
+        if self._engine is None:
+            raise UpstreamError("The in-process engine is not started.")
         refuse_for_engine(request)
-        engine = self.engine
         if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
             work = await asyncio.to_thread(self._request, request)
         else:
             work = self._request(request)
         try:
-            async for delta in engine.generate(work):
-                yield _delta(delta)
-        except AppError:
-            raise
+            # Closed here and not by the garbage collector: closing is what aborts the request in the engine.
+            async with aclosing(self._engine.generate(work)) as deltas:
+                async for delta in deltas:
+                    yield _delta(delta)
         except EngineError as error:
-            raise UpstreamError(f"The in-process engine failed: {error}") from error
+            raise UpstreamError(str(error)) from error
+
+    def stats(self) -> "EngineStats":
+        """The engine's own counters. Raises UpstreamError before start()."""
+        if self._engine is None:
+            raise UpstreamError("The in-process engine is not started.")
+        return self._engine.stats()
 
     def _request(self, request: ChatRequest) -> "Request":
         from app.engine import Request, SamplingParams
 
         sampling = request.sampling
-        self._requests += 1
-        return Request(
-            request_id=f"local-{self._requests}",
-            segments=tuple(self._tokenize(request)),
-            sampling=SamplingParams(
+        try:
+            params = SamplingParams(
                 temperature=1.0 if sampling.temperature is None else sampling.temperature,
                 top_p=sampling.top_p or 1.0,
                 top_k=sampling.top_k or 0,
                 max_tokens=sampling.max_tokens or DEFAULT_MAX_TOKENS,
                 stop=sampling.stop,
                 seed=sampling.seed,
-            ),
-        )
+            )
+        except ValueError as error:
+            raise InvalidRequest(f"The engine cannot sample like this: {error}") from error
+        return Request(request_id="chat", segments=tuple(self._tokenize(request)), sampling=params)
 
     def _tokenize(self, request: ChatRequest) -> "list[TokenSegment]":
         """The chat template's own pieces are firm-wide; every content keeps its segments and their labels."""
         from app.engine import TokenSegment
 
-        tokenizer = self.engine.tokenizer
+        tokenizer = self._tokenizer()
         messages = [{"role": _role(m.role), "content": m.text} for m in request.messages]
         segments: list[TokenSegment] = []
         for piece in tokenizer.render_chat(messages):
-            if piece.is_template:
+            if piece.message_index is None:
                 segments.append(TokenSegment(tokenizer.encode_template(piece.text)))
                 continue
             for segment in request.messages[piece.message_index].segments:
@@ -121,10 +117,16 @@ class LocalProvider:
 
     def _encode(self, text: str, label: frozenset[str]) -> list[int]:
         if label:
-            return self.engine.tokenizer.encode(text)
+            return self._tokenizer().encode(text)
         if text not in self._firm_wide:
-            self._firm_wide[text] = self.engine.tokenizer.encode(text)
+            self._firm_wide[text] = self._tokenizer().encode(text)
         return self._firm_wide[text]
+
+    def _tokenizer(self) -> "Tokenizer":
+        tokenizer = self._engine.tokenizer if self._engine else None
+        if tokenizer is None:
+            raise UpstreamError("The in-process model has no tokenizer.")
+        return tokenizer
 
 
 def _role(role: str) -> str:

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 
-
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page as a half-open character range of the text; width and height in PDF points."""

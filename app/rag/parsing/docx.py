@@ -6,6 +6,7 @@ python-docx parses with entities switched off, and nothing in the package is fol
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,18 @@ _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _HEADING = re.compile(r"(?i)heading\s*(\d)")
 _INK = {f"{_W}t": None, f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
 _GONE = (f"{_W}del", f"{_W}moveFrom")
-_BROKEN = (zipfile.BadZipFile, KeyError, ValueError, etree.XMLSyntaxError, AttributeError, OSError, EOFError)
+_BROKEN = (  # what python-docx, zipfile and lxml raise on damaged packages
+    zipfile.BadZipFile,
+    zlib.error,
+    etree.XMLSyntaxError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+)
 
 
 def read(data: bytes, filename: str, max_characters: int) -> ParsedDocument:
@@ -39,7 +51,7 @@ def read(data: bytes, filename: str, max_characters: int) -> ParsedDocument:
         stated = " ".join((document.core_properties.title or "").split())
     except UnreadableDocument:
         raise
-    except (*_BROKEN, RuntimeError) as error:
+    except _BROKEN as error:
         raise UnreadableDocument(f"{filename!r} is corrupt: {error}", reason="corrupt") from error
     title = stated or (headings[0].text if headings else title_of(text, filename))
     return ParsedDocument(title[:MAX_TITLE], text, DOCX, headings=tuple(headings))

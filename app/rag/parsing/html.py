@@ -11,11 +11,15 @@ from app.rag.parsing.document import Heading, ParsedDocument
 from app.rag.parsing.media import HTML
 from app.rag.parsing.text import MAX_TITLE, clean, decode, limited, title_of
 
-_DROPPED = frozenset("script style noscript template head iframe object svg math select textarea".split())
-_BLOCKS = frozenset(
-    "address article aside blockquote body dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 "
-    "h5 h6 header hr li main nav ol p pre section summary table tbody tfoot thead tr ul".split()
-)
+_DROPPED_TAGS = """
+    script style noscript template head iframe object svg math select textarea
+"""
+_DROPPED = frozenset(_DROPPED_TAGS.split())
+_BLOCK_TAGS = """
+    address article aside blockquote body dd details div dl dt fieldset figcaption figure footer form h1
+    h2 h3 h4 h5 h6 header hr li main nav ol p pre section summary table tbody tfoot thead tr ul
+"""
+_BLOCKS = frozenset(_BLOCK_TAGS.split())
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _CHARSET = re.compile(rb"(?i)<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)")
@@ -26,11 +30,13 @@ _SPACE = re.compile(r"[ \t\n\r\f\u00a0]+")
 def read(data: bytes, filename: str, max_characters: int) -> ParsedDocument:
     """Raises UnreadableDocument when there is no markup to parse or the text is too long."""
     markup = _DECLARATION.sub("", clean(_decode(data)))
-    parser = lxml_html.HTMLParser(no_network=True, huge_tree=False, remove_comments=True, remove_pis=True)
+    parser = lxml_html.HTMLParser(no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
     try:
         root = lxml_html.document_fromstring(markup, parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError, ValueError) as error:
         raise UnreadableDocument(f"{filename!r} is empty or corrupt: {error}", reason="corrupt") from error
+    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+        raise UnreadableDocument(f"{filename!r} is nested too deeply to be read whole.", reason="too_large")
     page = _Reader(filename, max_characters)
     page.walk(root)
     stated = " ".join((root.findtext(".//title") or "").split())

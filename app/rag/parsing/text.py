@@ -90,8 +90,7 @@ def _decoded(data: bytes, filename: str, max_characters: int) -> str:
 def _markdown_headings(text: str) -> tuple[Heading, ...]:
     fences = [match.span() for match in _FENCE.finditer(text)]
     found = [
-        Heading(match.start(), match.end(), len(match["marks"]), match["text"].strip())
-        for match in _ATX.finditer(text)
+        Heading(match.start(), match.end(), len(match["marks"]), match["text"].strip()) for match in _ATX.finditer(text)
     ]
     found += [
         Heading(match.start(), match.end("text"), 1 if match["line"][0] == "=" else 2, match["text"].strip())

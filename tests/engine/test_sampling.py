@@ -1,0 +1,110 @@
+"""Sampling against a reference distribution; seeds that do not see the batch; ends."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from app.engine import Request, SamplingParams, TokenSegment
+from app.engine.request import Sequence
+from app.engine.sampler import sample, sampling_batch
+from tests.engine.conftest import prompts
+
+DRAWS = 20_000
+
+
+def reference(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    """float64, one token at a time, as the definition reads."""
+    probs = (logits.double() / temperature).softmax(-1)
+    kept, mass = torch.zeros_like(probs), 0.0
+    ranked = probs.argsort(descending=True)[: top_k or None]
+    total = float(probs[ranked].sum())
+    for token in ranked:
+        if mass / total >= top_p:
+            break
+        kept[token] = probs[token]
+        mass += float(probs[token])
+    return kept / kept.sum()
+
+
+def draw(logits: torch.Tensor, **params: Any) -> torch.Tensor:
+    sampling = SamplingParams(**params)
+    seqs = [
+        Sequence(Request(str(i), (TokenSegment([1]),), sampling), seed=i * 7919, max_tokens=9) for i in range(DRAWS)
+    ]
+    tokens, _ = sample(logits.expand(DRAWS, -1).clone(), sampling_batch(seqs, ()))
+    return torch.bincount(tokens, minlength=logits.shape[-1]).double()
+
+
+def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> float:
+    """In deviations from its mean: about 0 +- 1 when counts are drawn from probs."""
+    assert not counts[probs == 0].any()
+    expected = (probs * DRAWS)[probs > 0]
+    value = float(((counts[probs > 0] - expected) ** 2 / expected).sum())
+    freedom = max(1, len(expected) - 1)
+    return (value - freedom) / (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 1.0, "top_k": 9, "top_p": 0.6},
+        {"temperature": 1.0, "top_p": 1e-6},
+    ],
+    ids=str,
+)
+def test_draws_follow_the_reference_distribution(params: dict[str, Any]) -> None:
+    logits = torch.randn(30, generator=torch.Generator().manual_seed(5)) * 1.5
+    wanted = reference(logits, params["temperature"], params.get("top_k", 0), params.get("top_p", 1.0))
+    counts = draw(logits, **params)
+    assert chi_square(counts, wanted) < 5
+    if int((wanted > 0).sum()) > 1:  # negative control: a slightly different distribution is noticed
+        assert chi_square(counts, reference(logits, params["temperature"] * 1.15, 0, 1.0) * 0.98 + 0.02 / 30) > 5
+
+
+def test_seed_gives_the_same_tokens_whatever_else_is_in_the_batch(engine) -> None:  # type: ignore[no-untyped-def]
+    [mine] = prompts(40)
+    seeded = SamplingParams(temperature=1.0, top_p=0.95, seed=11, max_tokens=24, ignore_eos=True)
+    noise = SamplingParams(temperature=1.5, max_tokens=30, ignore_eos=True)
+    alone = engine().generate([mine], seeded)[0].token_ids
+    others = prompts(5, 80, 33, seed=9)
+    crowded = engine(max_num_batched_tokens=32, num_blocks=14)
+    assert crowded.generate([*others, mine], [noise, noise, noise, seeded])[3].token_ids == alone
+    assert crowded.stats().preemptions > 0
+    other_seed = SamplingParams(temperature=1.0, top_p=0.95, seed=12, max_tokens=24, ignore_eos=True)
+    assert engine().generate([mine], other_seed)[0].token_ids != alone
+
+
+def test_unseeded_requests_differ(engine) -> None:  # type: ignore[no-untyped-def]
+    hot = SamplingParams(temperature=1.5, max_tokens=16, ignore_eos=True)
+    one, two = engine().generate(prompts(9) * 2, hot)
+    assert one.token_ids != two.token_ids
+
+
+def test_stop_ids_end_the_output_but_not_before_min_tokens(engine) -> None:  # type: ignore[no-untyped-def]
+    [prompt] = prompts(12)
+    free = engine().generate([prompt], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))[0]
+    end = free.token_ids[3]
+    at = free.token_ids.index(end)
+    stopped = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=(end,))
+    [output] = engine().generate([prompt], stopped)
+    assert output.token_ids == free.token_ids[: at + 1] and output.finish_reason == "stop"
+    late = SamplingParams(temperature=0, max_tokens=20, min_tokens=15, stop_token_ids=(end,))
+    [output] = engine().generate([prompt], late)
+    assert len(output.token_ids) >= 15 and end not in output.token_ids[:14]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1),
+        ("max_tokens", 0), ("min_tokens", 999), ("stop", ("",)), ("stop_token_ids", (-1,)), ("seed", -1),
+        ("logprobs", 5),
+    ],
+)  # fmt: skip
+def test_bad_parameters_are_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field.split("_")[0]):
+        SamplingParams(**{field: value})
