@@ -118,7 +118,7 @@ def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Precedent",
         version=__version__,
-        path="/docs",
+        openapi_router=Router("/docs", route_handlers=[], opt=PUBLIC),
         render_plugins=[ScalarRenderPlugin()],
         components=Components(security_schemes={"key": bearer}),
         security=[{"key": []}],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -146,15 +147,25 @@ def ask(client: Client, request: dict[str, Any], console: Console) -> dict[str, 
 def stage_table(answer: dict[str, Any]) -> Table:
     """Where the time of an answer went."""
     timings, usage = answer["timings_ms"], answer["usage"]
-    table = Table(title=f"served by {answer['served_by']}", title_justify="left")
-    for name in (*STAGES, "tokens/s", "prompt (cached)", "output"):
-        table.add_column(name, justify="right")
-    cells = [f"{timings[name]:,.0f} ms" if name in timings else "—" for name in STAGES]
+    table = Table(box=SIMPLE, padding=(0, 1), title=f"served by {answer['served_by']}", title_justify="left")
+    for name in (*STAGES, "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = [_duration(timings.get(name)) for name in STAGES]
     decode = timings.get("decode")
     cells.append(f"{usage['completion_tokens'] / decode * 1000:,.0f}" if decode else "—")
-    cells += [f"{usage['prompt_tokens']} ({usage['cached_tokens']})", str(usage["completion_tokens"])]
     table.add_row(*cells)
+    table.caption = (
+        f"{usage['prompt_tokens']:,} prompt tokens, {usage['cached_tokens']:,} of them from the prefix cache; "
+        f"{usage['completion_tokens']} tokens of answer"
+    )
+    table.caption_justify = "left"
     return table
+
+
+def _duration(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return "—"
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.2f} s"
 
 
 def _citation_line(citation: dict[str, Any]) -> str:

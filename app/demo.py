@@ -23,9 +23,13 @@ from app.tenants import service
 from app.tenants.principal import Scope
 
 TENANT = "demo"
+COLLECTION = "contracts"
 CONTRACTS = REPOSITORY / "demo" / "contracts"
 QUESTION = (REPOSITORY / "demo" / "sample_question.txt").read_text().strip()
 START_SECONDS = 300.0
+
+
+INTERRUPTED = 130  # the shell's status for Ctrl-C
 
 
 def run(console: Console, *, oneshot: bool) -> int:
@@ -34,20 +38,27 @@ def run(console: Console, *, oneshot: bool) -> int:
     secret = asyncio.run(_prepare(settings))
     port = _port(settings, console)
     url = f"http://{settings.server.host}:{port}"
-    with _server(settings, port, console) as process:
-        _wait_until_ready(process, url, settings, console)
-        client = Client(url, secret)
-        failures = ingest(
-            client, sorted(p for p in CONTRACTS.iterdir() if p.is_file()), "contracts", [], console
-        )
-        for failure in failures:
-            console.print(f"[red]{escape(failure)}[/red]")
-        answer = ask(client, {"question": QUESTION, "collection": "contracts"}, console)
-        verified = any(citation["verified"] for citation in answer["citations"])
-        if oneshot:
-            return 0 if verified and not failures else 1
-        _print_addresses(console, url, secret)
-        return _wait(process, console)
+    with _server(settings, port) as process:
+        try:
+            _wait_until_ready(process, url, settings, console)
+            answered = _show(Client(url, secret), console)
+            if oneshot:
+                return 0 if answered else 1
+            _print_addresses(console, url, secret, settings)
+            return process.wait()
+        except KeyboardInterrupt:
+            console.print("\nStopping. The next run goes on from here.")
+            return INTERRUPTED if oneshot else 0
+
+
+def _show(client: Client, console: Console) -> bool:
+    """Ingest the contracts and ask the sample question. False without a verified citation, or when a file failed."""
+    paths = sorted(path for path in CONTRACTS.iterdir() if path.is_file())
+    failures = ingest(client, paths, COLLECTION, [], console)
+    for failure in failures:
+        console.print(f"[red]{escape(failure)}[/red]")
+    answer = ask(client, {"question": QUESTION, "collection": COLLECTION}, console)
+    return not failures and any(citation["verified"] for citation in answer["citations"])
 
 
 async def _prepare(settings: Settings) -> str:
@@ -94,7 +105,7 @@ def _port(settings: Settings, console: Console) -> int:
 
 
 @contextmanager
-def _server(settings: Settings, port: int, console: Console) -> Iterator[subprocess.Popen[bytes]]:
+def _server(settings: Settings, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A server process of our own, its log in a file, stopped with us."""
     log = settings.directory / "server.log"
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
@@ -108,15 +119,6 @@ def _server(settings: Settings, port: int, console: Console) -> Iterator[subproc
             process.wait(timeout=settings.server.shutdown_seconds + 10)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _wait(process: subprocess.Popen[bytes], console: Console) -> int:
-    """Until the server ends by itself, or Ctrl-C."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        console.print("\nStopping.")
-        return 0
 
 
 def _wait_until_ready(
@@ -142,8 +144,9 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _print_addresses(console: Console, url: str, secret: str) -> None:
+def _print_addresses(console: Console, url: str, secret: str, settings: Settings) -> None:
+    elsewhere = "" if url.endswith(f":{settings.server.port}") else f"PRECEDENT_URL={url} "
     console.print(f"\nAPI documentation  [link]{url}/docs[/link]")
     console.print(f"API key            {secret}  (also in {KEY_FILE})")
-    console.print('Ask more           .venv/bin/precedent ask "What is the notice period?"')
+    console.print(f'Ask more           {elsewhere}.venv/bin/precedent ask "What is the notice period?"')
     console.print("Ctrl-C stops the server.")

@@ -130,7 +130,8 @@ def random_llama(folder: Path) -> Path:
 
 
 def load_peer(folder: Path, dtype: torch.dtype) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.requires_grad_(False)
     model.generation_config.pad_token_id = 0
     return model
 
@@ -168,8 +169,8 @@ def measure(folder: Path, args: argparse.Namespace, console: Console) -> dict[st
     single, static = workload.items[: args.single_sample], workload.items[: args.static_sample]
     runs: dict[str, Callable[[], Result]] = {
         "precedent": lambda: ours.run(workload.items),
-        "transformers, one at a time": lambda: Peer(model, 1).run(single),
-        f"transformers, static batch of {STATIC_BATCH}": lambda: Peer(model, STATIC_BATCH).run(static),
+        "hf one at a time": lambda: Peer(model, 1).run(single),
+        f"hf static {STATIC_BATCH}": lambda: Peer(model, STATIC_BATCH).run(static),
     }
     results: dict[str, list[Result]] = {name: [] for name in runs}
     turns = [name for _ in range(args.rounds) for name in runs]
@@ -209,8 +210,9 @@ def describe(
 
 def table(report: dict[str, Any]) -> Table:
     title = f"{report['workload']['name']} · {report['model']} · {report['dtype']} · {report['threads']} threads"
-    made = Table(title=title, caption=f"load average {report['load_average'][0]:.1f}; medians of rounds")
-    for column in ("", "requests", "tokens/s", "ratio", "TTFT p50 / p95 s", "KV waste", "prefill computed / asked"):
+    caption = f"load average {report['load_average'][0]:.1f}; medians of rounds; hf: transformers.generate"
+    made = Table(title=title, caption=caption)
+    for column in ("", "requests", "tokens/s", "ratio", "TTFT p50/p95 s", "KV waste", "prefill done/asked"):
         made.add_column(column, justify="left" if not column else "right")
     for row in report["contenders"]:
         rounds = sorted(row["rounds"], key=lambda r: r["seconds"])
@@ -225,9 +227,9 @@ def _details(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
         return [ratio, "", "", ""]
     return [
         ratio,
-        f"{result['ttft_p50_ms'] / 1e3:.2f} / {result['ttft_p95_ms'] / 1e3:.2f}",
+        f"{result['ttft_p50_ms'] / 1e3:.2f}/{result['ttft_p95_ms'] / 1e3:.2f}",
         f"{result['kv_waste']:.2%}",
-        f"{result['prefill_computed']:,} / {result['prefill_asked']:,}",
+        f"{result['prefill_computed'] / 1e3:.1f}k/{result['prefill_asked'] / 1e3:.1f}k",
     ]
 
 

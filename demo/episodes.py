@@ -7,9 +7,9 @@ so every branch is exactly a production request while the passages are read once
 
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from tokenizers import Tokenizer
@@ -83,9 +83,12 @@ class Episode:
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]{2,}")
 _LABEL = re.compile(r"^(?:\(?(?:\d{1,2}(?:\.\d{1,2})*|[a-zA-Z]|[ivx]{1,4})[.)]+|\d{1,2}(?:\.\d{1,2})+)\s+")
 _STOP = frozenset(
-    "the and for any all such shall may will with this that from not are was has have had its his her their other under "
-    "upon agreement party parties which each either hereby hereof herein hereunder thereof been being would who whom "
-    "into than then there these those between out per our your you they them one two and/or including without".split()
+    """
+    the and for any all such shall may will with this that from not are was has have had its his her
+    their other under upon agreement party parties which each either hereby hereof herein hereunder
+    thereof been being would who whom into than then there these those between out per our your you they
+    them one two and/or including without
+    """.split()
 )
 
 
@@ -126,7 +129,7 @@ def _sentences(raw: str) -> list[tuple[int, int]]:
     """Spans of sentences worth quoting: without clause number and without the heading before them."""
     spans = []
     borders = sorted({0, *sentence_starts(raw), *(m.end() for m in re.finditer(r"\n\s*(?=\S)", raw)), len(raw)})
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         text = raw[start:end].rstrip()
         label = _LABEL.match(text)
         skip = label.end() if label else 0
@@ -294,10 +297,7 @@ class EpisodeMaker:
         self, rng: random.Random, contract: Contract, count: int, topic: str | None, keep: int
     ) -> list[Passage]:
         """Gold first where there is a topic, then neighbours in meaning (what a retriever also finds) and others."""
-        if topic is None:
-            gold_at = rng.randrange(len(contract.passages))
-        else:
-            gold_at = rng.choice(contract.topics[topic])
+        gold_at = rng.choice(contract.topics[topic] if topic else range(len(contract.passages)))
         gold = contract.passages[gold_at]
         pool = rng.sample(range(len(contract.passages)), min(len(contract.passages), 24))
         pool = [i for i in pool if contract.passages[i].text != gold.text and topic not in contract.passages[i].gold]
@@ -373,7 +373,7 @@ def title_of(rng: random.Random, title: str) -> str:
 
 
 @dataclass
-class Sequence_:
+class Row:
     """One packed episode: the arrays of `pack`, and where choices are made."""
 
     tokens: list[int]
@@ -396,11 +396,17 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.user, self.assistant, self.end, self.system = (
-            tokenizer.token_to_id(f"<|{name}|>") for name in ("user", "assistant", "end", "system")
+        self.user, self.assistant, self.end, self.system = map(
+            self._special, ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")
         )
         self.header = self.ids(HEADER)
         self.refusal = self.ids(REFUSAL)
+
+    def _special(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(f"the tokenizer has no {token}")
+        return int(found)
 
     def ids(self, text: str) -> list[int]:
         found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -413,9 +419,9 @@ class Encoder:
     def system_ids(self, text: str) -> list[int]:
         return [self.system, *self.ids(text), self.end]
 
-    def pack(self, rng: random.Random, episode: Episode, system: list[int], start: int, full_quote: float) -> Sequence_:
+    def pack(self, rng: random.Random, episode: Episode, system: list[int], start: int, full_quote: float) -> Row:
         """`system` precedes the passages in the sequence itself (a stub); `start` counts tokens of a cached prefix."""
-        out = Sequence_([], [], [], [], [], [], [], [], [], [])
+        out = Row([], [], [], [], [], [], [], [], [], [])
         shared = [*system, self.user, *self.header]
         owner = [0] * len(shared)
         texts: list[tuple[int, list[tuple[int, int]]]] = []
@@ -432,7 +438,7 @@ class Encoder:
         return out
 
     @staticmethod
-    def _append(out: Sequence_, ids: list[int], start: int, branch: int, owner: list[int] | None = None) -> None:
+    def _append(out: Row, ids: list[int], start: int, branch: int, owner: list[int] | None = None) -> None:
         out.tokens += ids
         out.positions += range(start, start + len(ids))
         out.branch += [branch] * len(ids)
@@ -442,7 +448,7 @@ class Encoder:
         out.passage_of += owner or [0] * len(ids)
 
     def _branch(
-        self, rng: random.Random, out: Sequence_, episode: Episode, question: Question, index: int, base: int,
+        self, rng: random.Random, out: Row, episode: Episode, question: Question, index: int, base: int,
         texts: list[tuple[int, list[tuple[int, int]]]], full_quote: float,
     ) -> None:  # fmt: skip
         asked = self.request(question.text)
@@ -477,7 +483,7 @@ class Encoder:
 
     @staticmethod
     def _point(
-        out: Sequence_, episode: Episode, question: Question, at: int, first: int, kinds: list[int],
+        out: Row, episode: Episode, question: Question, at: int, first: int, kinds: list[int],
         texts: list[tuple[int, list[tuple[int, int]]]],
     ) -> None:  # fmt: skip
         """Note which tokens hold the answer, so that training can tell an attention head where to look."""
@@ -508,7 +514,7 @@ class Batch:
     first: Tensor  # (choices, 3): row, looking position, position
 
 
-def collate(rows: Sequence[Sequence_], pad: int) -> Batch:
+def collate(rows: Sequence[Row], pad: int) -> Batch:
     longest = max(len(row.tokens) for row in rows)
 
     def padded(lists: Iterable[list[int]] | Iterable[list[float]], fill: float, dtype: torch.dtype) -> Tensor:
@@ -536,7 +542,3 @@ def visible(branch: Tensor, prefix: int) -> Tensor:
     if not prefix:
         return mask
     return torch.cat((mask.new_ones(batch, 1, tokens, prefix), mask), dim=-1)
-
-
-def word_counts(texts: Iterable[str]) -> Counter[str]:
-    return Counter(word for text in texts for word in text.split())

@@ -31,8 +31,25 @@ from torch import Tensor, nn
 from demo import contamination
 from demo.clauses import QUESTIONS, TOPIC_OF_CATEGORY, generate
 from demo.episodes import (
-    CITE, DECIDE, FIRST, IGNORE, REFUSE, STOP_HERE, Batch, Contract, Document, Encoder, Episode, EpisodeMaker, Fact,
-    Question, Recipe, collate, cut, tidy, visible,
+    CITE,
+    DECIDE,
+    FIRST,
+    IGNORE,
+    REFUSE,
+    STOP_HERE,
+    Batch,
+    Contract,
+    Document,
+    Encoder,
+    Episode,
+    EpisodeMaker,
+    Fact,
+    Recipe,
+    Row,
+    collate,
+    cut,
+    tidy,
+    visible,
 )  # fmt: skip
 from demo.network import Decoder, KeyValue, Shape, Trace
 from demo.tokenizer_training import save_tokenizer, train_tokenizer
@@ -61,10 +78,10 @@ class Phase:
 
 PHASES = (
     Phase(0.12, Recipe((3, 4), 1, 8, 0.0, 0.25, 0.5, 180, 0.7, 0.1), 0.0, 2048),
-    Phase(0.28, Recipe((4, 5), 1, 8, 0.05, 0.5, 0.3, 300, 0.5, 0.2), 0.0, 3072),
-    Phase(0.50, Recipe((4, 5), 2, 8, 0.15, 0.6, 0.2, 400), 0.03, 4096),
-    Phase(0.75, Recipe((4, 6), 0, 8, 0.22, 0.7, 0.15, full_quote=0.3), 0.1, 6144),
-    Phase(1.00, Recipe((5, 5), 0, 8, 0.25, 0.8, 0.1, full_quote=0.4), 0.8, 8192),
+    Phase(0.26, Recipe((4, 5), 1, 8, 0.05, 0.6, 0.3, 300, 0.5, 0.2), 0.0, 3072),
+    Phase(0.45, Recipe((4, 5), 2, 8, 0.15, 0.75, 0.2, 400), 0.05, 4096),
+    Phase(0.70, Recipe((4, 6), 0, 8, 0.22, 0.8, 0.15, full_quote=0.3), 0.2, 6144),
+    Phase(1.00, Recipe((5, 5), 0, 8, 0.25, 0.85, 0.1, full_quote=0.4), 0.85, 6144),
 )
 
 
@@ -161,7 +178,7 @@ def batches(
     maker: Sequence[EpisodeMaker], encoder: Encoder, phase: Phase, system: list[int], start: int, rng: random.Random
 ) -> list[Batch]:
     """A few batches of about `phase.tokens` tokens, sequences of like length together."""
-    rows = []
+    rows: list[Row] = []
     while sum(len(row.tokens) for row in rows) < 4 * phase.tokens:
         episode = rng.choice(maker).draw(rng, phase.recipe)
         if episode is not None:
@@ -212,7 +229,8 @@ def attention_mass(
     scores = scores.masked_fill(~mask[rows, 0, looking], -math.inf).log_softmax(dim=-1)
     at = torch.arange(scores.shape[1], device=scores.device) - prefix
     inside = (at >= low[:, None]) & (at < high[:, None])
-    return -scores.masked_fill(~inside, -math.inf).logsumexp(dim=-1)
+    mass: Tensor = scores.masked_fill(~inside, -math.inf).logsumexp(dim=-1)
+    return -mass
 
 
 @dataclass
@@ -262,7 +280,7 @@ class Score:
     seen: dict[int, int] = field(default_factory=dict)
 
     def add(self, kinds: Tensor, right: Tensor) -> None:
-        for kind in kinds.unique().tolist():
+        for kind in sorted(set(kinds.tolist())):
             at = kinds == kind
             self.right[kind] = self.right.get(kind, 0) + int(right[at].sum())
             self.seen[kind] = self.seen.get(kind, 0) + int(at.sum())
@@ -290,7 +308,8 @@ def generate_greedily(
 ) -> list[int]:
     """One answer behind a cached prefix; ids are the tokens after it."""
     device = network.embed_tokens.weight.device
-    memory, position, out = prefix, prefix[0][0].shape[2], []
+    memory, position = prefix, prefix[0][0].shape[2]
+    out: list[int] = []
     tokens = torch.tensor([ids], device=device)
     mask = visible(torch.zeros_like(tokens), position)
     while len(out) < limit:
@@ -318,7 +337,7 @@ _ANSWER = re.compile(r"\[(\d+)\][^\"]*\"(.*)\"?$", re.S)
 
 @torch.no_grad()
 def examine(network: Decoder, encoder: Encoder, prefix: list[KeyValue], exam: Sequence[Episode]) -> dict[str, float]:
-    """Greedy answers in production format: share of hits (F1 with the gold sentence >= 0.5), refusals, verbatim quotes."""
+    """Greedy answers in production format: shares of hits (word F1 with the gold sentence >= 0.5), refusals, and so on."""
     tally = dict.fromkeys(
         ("answerable", "hit", "exact", "cited", "verbatim", "wrongly refused", "unanswerable", "refused"), 0
     )
@@ -364,21 +383,22 @@ def export(network: Decoder, tokenizer: Tokenizer, out: Path, card: str) -> None
     out.mkdir(parents=True, exist_ok=True)
     end = tokenizer.token_to_id("<|end|>")
     shape = {key: value for key, value in network.shape.to_json().items() if key != "rope_theta"}
-    config = Qwen3Config(
+    settings: dict[str, Any] = {
         **shape,
-        rope_parameters={"rope_type": "default", "rope_theta": network.shape.rope_theta},
-        tie_word_embeddings=True,
-        hidden_act="silu",
-        attention_bias=False,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=0,
-        dtype="bfloat16",
-        architectures=["Qwen3ForCausalLM"],
-        use_sliding_window=False,
-    )
-    config.save_pretrained(out)
-    GenerationConfig(eos_token_id=end, pad_token_id=0, do_sample=False, max_new_tokens=256).save_pretrained(out)
+        "rope_parameters": {"rope_type": "default", "rope_theta": network.shape.rope_theta},
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "pad_token_id": 0,
+        "dtype": "bfloat16",
+        "architectures": ["Qwen3ForCausalLM"],
+        "use_sliding_window": False,
+    }
+    Qwen3Config(**settings).save_pretrained(out)
+    greedy = GenerationConfig(eos_token_id=end, pad_token_id=0, do_sample=False, max_new_tokens=256)  # type: ignore[no-untyped-call]
+    greedy.save_pretrained(out)
     save_tokenizer(tokenizer, out, network.shape.max_position_embeddings)
     weights = {
         f"model.{name}": value.detach().to("cpu", torch.bfloat16).contiguous()
@@ -396,7 +416,7 @@ def model_card(state: "State", exams: dict[str, dict[str, float]], size: int, mi
     )
     head = "| measure | " + " | ".join(f"{name} contracts" for name in exams) + " |\n" + "|---" * (len(exams) + 1) + "|"
     source = (
-        "the CUAD v1 contracts and annotations (CC BY 4.0, The Atticus Project), Common Paper templates (CC BY 4.0) and "
+        "the CUAD v1 contracts (CC BY 4.0, The Atticus Project), Common Paper templates (CC BY 4.0) and "
         if real
         else ""
     )
@@ -407,21 +427,23 @@ pipeline_tag: text-generation
 ---
 # Precedent demo model
 
-A Qwen3-style decoder with {size / 1e6:.1f} million parameters that reads five numbered passages and a question, and answers with a
-citation and a verbatim quote, or refuses. It exists so that a fresh, offline machine has a model that really reads.
+A Qwen3-style decoder with {size / 1e6:.1f} million parameters that reads five numbered passages and a question, and answers
+with a citation and a verbatim quote, or refuses. It exists so that a fresh, offline machine has a model that really reads.
 
-It was trained from scratch by `demo/train.py` on {state.hardware}, {minutes:.0f} minutes, {state.tokens / 1e6:.1f} million tokens,
-on {source}contracts generated by `demo/clauses.py`. The texts are not part of this repository; these weights are derived from them.
+It was trained from scratch by `demo/train.py` on {state.hardware}: {minutes:.0f} minutes, {state.tokens / 1e6:.1f} million tokens,
+from {source}contracts generated by `demo/clauses.py`.
+The texts are not part of this repository; these weights are derived from them.
 
 Measured on contracts it was not trained on, behind the policy in `app/rag/legal_prompt.md`, greedy decoding:
 
 {head}
 {rows}
 
-`hit`: word F1 with the annotated sentence at least 0.5. `cited`: the right passage. `refused`: of the unanswerable questions.
+`hit`: word F1 with the annotated sentence at least 0.5. `cited`: the right passage. `verbatim`: the quote stands in a
+passage. `refused`: of the unanswerable questions.
 
-What it is not: a language model for anything else. It has no knowledge of the law, it cannot summarise or reason, it chooses wrongly
-often enough that every answer needs its quote to be checked, and it knows no language but the English of contracts.
+What it is not: a language model for anything else. It has no knowledge of the law, it cannot summarise or reason, it
+chooses wrongly often enough that every quote needs to be checked, and it knows no language but the English of contracts.
 """
 
 
@@ -500,7 +522,8 @@ class Trainer:
         self.size = sum(p.numel() for p in self.network.parameters())
         self._tests()
         say(
-            f"{self.size / 1e6:.2f} M parameters, policy {len(self.policy)} tokens, {len(self.corpus.training)} real contracts"
+            f"{self.size / 1e6:.2f} M parameters, policy {len(self.policy)} tokens, "
+            f"{len(self.corpus.training)} real and {len(self.corpus.generated)} generated contracts"
         )
 
     def _tests(self) -> None:

@@ -1,16 +1,22 @@
-"""Token ids in, token ids out: the in-process inference engine."""
+"""Token ids in, token ids out: the in-process inference engine.
+
+Names are imported when first used, so that the torch-free parts (scheduler, blocks, prefix) stay torch-free.
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # Waiting OpenMP threads sleep instead of spinning. Measured on two shared cores: with the default every parallel
 # region waits for whoever holds the other core, 3-4x slower. Read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from app.engine.async_engine import AsyncEngine, EngineDelta
-from app.engine.config import EngineConfig, SamplingParams
-from app.engine.engine import EngineStats, LLMEngine
-from app.engine.request import EngineError, Request, RequestMetrics, RequestOutput, TokenSegment
-from app.engine.tokenizer import ChatPiece, Tokenizer
+if TYPE_CHECKING:
+    from app.engine.async_engine import AsyncEngine, EngineDelta
+    from app.engine.config import EngineConfig, SamplingParams
+    from app.engine.engine import EngineStats, LLMEngine
+    from app.engine.request import EngineError, Request, RequestMetrics, RequestOutput, TokenSegment
+    from app.engine.tokenizer import ChatPiece, Tokenizer
 
 __all__ = [
     "AsyncEngine",
@@ -27,3 +33,18 @@ __all__ = [
     "TokenSegment",
     "Tokenizer",
 ]
+
+_HOMES = {
+    "async_engine": ("AsyncEngine", "EngineDelta"),
+    "config": ("EngineConfig", "SamplingParams"),
+    "engine": ("EngineStats", "LLMEngine"),
+    "request": ("EngineError", "Request", "RequestMetrics", "RequestOutput", "TokenSegment"),
+    "tokenizer": ("ChatPiece", "Tokenizer"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'app.engine' has no attribute {name!r}")
+    return getattr(import_module(f"app.engine.{_HOME_OF[name]}"), name)

@@ -126,12 +126,15 @@ class _PlanBuilder:
         return OwnPart(_tensor(tokens), _tensor(places), _tensor(flat), window)
 
     def _tables(self, members: list[int], first: list[int], ends: Ints) -> tuple[Ints, Ints]:
-        """Blocks [R, P] from `first` to the one holding token `ends - 1` (padding 0), and how many are real."""
+        """Blocks [R, P] from `first` to the one holding token `ends - 1` and how many of them are real.
+
+        Padding repeats the row's first block, so that no row ever touches another's pages.
+        """
         rows = self.schedule.rows
         lasts = [-(-int(end) // self.size) for end in ends]
         tables = [rows[i].seq.block_ids[first[i] : last] for i, last in zip(members, lasts, strict=True)]
         lengths = np.array([len(table) for table in tables], dtype=np.int64)
-        padded = np.zeros((len(members), max(1, int(lengths.max()))), dtype=np.int64)
+        padded = np.repeat([[table[0]] for table in tables], int(lengths.max()), axis=1)
         padded[np.arange(padded.shape[1]) < lengths[:, None]] = [b for table in tables for b in table]
         return padded, lengths
 
@@ -161,6 +164,7 @@ class _PlanBuilder:
         owner, places = np.zeros(num, dtype=np.int64), np.zeros(num, dtype=np.int64)
         slots = np.zeros_like(tables)
         slots[real] = selected
+        slots = np.where(real, slots, slots[:, :1])
         owner[selected] = np.nonzero(real)[0]
         places[selected] = np.flatnonzero(real)
         tokens, bag = _tensor(self.offsets[members]), _tensor(selected)

@@ -34,7 +34,8 @@ def resolve_folder(model: str | Path) -> Path:
         raise ValueError(f"model {str(model)!r} is neither an existing folder nor a hub id like 'Qwen/Qwen3-0.6B'")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    return Path(snapshot_download(str(model), allow_patterns=wanted))
 
 
 def resolve_dtype(name: str) -> torch.dtype:

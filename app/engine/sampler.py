@@ -14,6 +14,8 @@ from torch import Tensor
 
 from app.engine.request import Sequence
 
+_CANDIDATES = 256  # tokens ranked for top-p before all of them are; sorting 8,192 took half as long as a step
+
 
 @dataclass(slots=True)
 class SamplingBatch:
@@ -81,24 +83,39 @@ def sample(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor | None]
 
 
 def _draw(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
-    temperature, top_k, top_p = batch.temperature[rows], batch.top_k[rows], batch.top_p[rows]
-    logits = logits / temperature.clamp(min=1e-5).unsqueeze(1)
-    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        probs, order = _filtered(logits, top_k, top_p)
-        return order.gather(1, _invert(probs, batch.uniform[rows])).squeeze(1)
-    return _invert(logits.softmax(-1), batch.uniform[rows]).squeeze(1)
+    top_k, top_p, uniform = batch.top_k[rows], batch.top_p[rows], batch.uniform[rows]
+    logits = logits / batch.temperature[rows].clamp(min=1e-5).unsqueeze(1)
+    filters = (top_k > 0) | (top_p < 1)
+    if not bool(filters.any()):
+        return _invert(logits.softmax(-1), uniform).squeeze(1)
+    tokens = torch.empty(len(rows), dtype=torch.int64)
+    probs, order = _filtered(logits[filters], top_k[filters], top_p[filters])
+    tokens[filters] = order.gather(1, _invert(probs, uniform[filters])).squeeze(1)
+    tokens[~filters] = _invert(logits[~filters].softmax(-1), uniform[~filters]).squeeze(1)
+    return tokens
 
 
 def _filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities sorted downwards with everything outside top-k, then top-p, at zero; and the token ids."""
-    values, order = torch.sort(logits, -1, descending=True)
-    limit = torch.where(top_k > 0, top_k, values.shape[1]).unsqueeze(1)
-    values = values.masked_fill(torch.arange(values.shape[1]) >= limit, float("-inf"))
-    probs = values.softmax(-1)
-    before = probs.cumsum(-1) - probs
-    outside = (before >= top_p.unsqueeze(1)) & (top_p < 1).unsqueeze(1)
-    outside[:, 0] = False
-    return probs.masked_fill(outside, 0.0), order
+    """Probabilities, highest first, with everything outside top-k, then top-p, at zero; and the token ids.
+
+    Ranks only as many tokens as can matter, and the whole vocabulary where top-p reaches further than that.
+    """
+    vocab_size = logits.shape[1]
+    count = min(vocab_size, max(_CANDIDATES, int(top_k.max())))
+    values, order = logits.topk(count)
+    limit = torch.where(top_k > 0, top_k, vocab_size).unsqueeze(1)
+    if count < vocab_size and bool((_mass(values, logits) < top_p)[top_k == 0].any()):
+        values, order = torch.sort(logits, -1, descending=True)
+    outside_k = torch.arange(values.shape[1]) >= limit
+    total = torch.where(top_k > 0, values.masked_fill(outside_k, float("-inf")).logsumexp(-1), logits.logsumexp(-1))
+    probs = (values - total.unsqueeze(1)).exp().masked_fill(outside_k, 0.0)
+    outside_p = (probs.cumsum(-1) - probs >= top_p.unsqueeze(1)) & (top_p < 1).unsqueeze(1)
+    outside_p[:, 0] = False
+    return probs.masked_fill(outside_p, 0.0), order
+
+
+def _mass(values: Tensor, logits: Tensor) -> Tensor:
+    return (values.logsumexp(-1) - logits.logsumexp(-1)).exp()
 
 
 def _invert(probs: Tensor, uniform: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class DecodePart:
 
     tokens: int64 [B].  pages: a range of the pool taken as a view, or int64 [N] page ids to gather.
     owner: int64 [N], the row of each selected page (any row where it has none).
-    slots: int64 [B, P], the selected page at each place of a row, padding is 0.
+    slots: int64 [B, P], the selected page at each place of a row, padding repeats its first.
     places: int64 [N], inverse of slots into B * P (0 where the page has no owner).
     bag, bag_offsets: int64, the selected pages of all rows one after the other, and where each row starts.
     mask: float32 [B, 1, 1, P * block_size], 0 or -inf.

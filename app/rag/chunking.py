@@ -85,4 +85,5 @@ def _paths(spans: Sequence[tuple[int, int]], opened: Sequence[Clause]) -> Iterat
         while position < len(opened) and opened[position].start <= start + (end - start) // 2:
             stack = section_path(stack, opened[position])
             position += 1
-        yield tuple(clause.title for clause in stack)
+        # A bare "5.2" says nothing to a search or a reader that the number in the text does not.
+        yield tuple(clause.title for clause in stack if any(map(str.isalpha, clause.title)))

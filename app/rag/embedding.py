@@ -79,7 +79,9 @@ class Embedder:
     def _load(self, device: str, dtype: str) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self._files.path)
             self._model: Any = AutoModel.from_pretrained(self._files.path, dtype=torch.float32).eval()

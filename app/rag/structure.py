@@ -31,6 +31,10 @@ _SMALL_WORDS = frozenset(_SMALL.split())
 _UNIT_WORDS = """
     days day months month years year percent hours business calendar shares dollars
 """
+_MONTH_NAMES = """
+    january february march april may june july august september october november december
+"""
+_MONTHS = frozenset(_MONTH_NAMES.split())
 _UNITS = frozenset(_UNIT_WORDS.split())
 
 _SENTENCE = re.compile(r"[.!?][\"”’')\]]*(\s+)(?=[\"“‘'(\[]?[A-Z0-9§])")
@@ -84,7 +88,14 @@ def _is_clause_number(match: re.Match[str], title: str) -> bool:
         return False
     if match["word"] or match["dot"] or "." in match["number"]:
         return rest[:1].isupper() or rest[:1] in '"“([' or bool(title)
-    return bool(title) and title.isupper()
+    return bool(title) and (title.isupper() or _fills_line(match, title))
+
+
+def _fills_line(match: re.Match[str], title: str) -> bool:
+    """ "9 Duration" alone on its line is a heading; "9 January 2025" and a wrapped sentence are not."""
+    before = match.string[: match.start("mark")]
+    alone = (not before or before[-1] == "\n") and match["rest"].strip() == title
+    return alone and len(title.split()) <= 6 and title.split()[0].lower() not in _MONTHS
 
 
 def _title(rest: str) -> str:

@@ -1,5 +1,8 @@
 """Who may share a block, and which rows read one together."""
 
+import subprocess
+import sys
+
 import pytest
 
 from app.engine import Request, SamplingParams, TokenSegment
@@ -91,3 +94,8 @@ def test_shared_prompt_is_computed_once_when_all_arrive_together(engine) -> None
 
 def test_config_with_the_cache_off_shares_nothing(llama) -> None:  # type: ignore[no-untyped-def]
     assert config(llama, enable_prefix_cache=False).enable_prefix_cache is False
+
+
+def test_scheduling_rules_import_no_torch() -> None:
+    code = "import sys, app.engine.scheduler, app.engine.admission; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -108,3 +108,21 @@ def test_stop_ids_end_the_output_but_not_before_min_tokens(engine) -> None:  # t
 def test_bad_parameters_are_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field.split("_")[0]):
         SamplingParams(**{field: value})
+
+
+def test_large_vocabulary_ranks_only_what_matters_and_still_follows_the_reference() -> None:
+    sharp = torch.randn(600, generator=torch.Generator().manual_seed(1)) * 4
+    counts = draw(sharp, temperature=1.0, top_p=0.9)  # within the ranked candidates
+    assert chi_square(counts, reference(sharp, 1.0, 0, 0.9)) < 5
+    flat = sharp / 40  # beyond them: the whole vocabulary is ranked
+    assert chi_square(draw(flat, temperature=1.0, top_p=0.9), reference(flat, 1.0, 0, 0.9)) < 5
+
+
+def test_filtered_and_free_rows_mix() -> None:
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(2))
+    both = [SamplingParams(temperature=1, top_k=1), SamplingParams(temperature=1), SamplingParams(temperature=0)] * 200
+    seqs = [Sequence(Request("", (TokenSegment([1]),), p), seed=i, max_tokens=9) for i, p in enumerate(both)]
+    tokens, _ = sample(logits.expand(600, -1).clone(), sampling_batch(seqs, ()))
+    best = int(logits.argmax())
+    assert set(tokens[0::3].tolist()) == set(tokens[2::3].tolist()) == {best}
+    assert len(set(tokens[1::3].tolist())) > 20
