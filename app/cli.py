@@ -211,13 +211,9 @@ def eval_retrieval(corpus: Path, queries: Path, limit: int | None, output: Path)
 )
 @click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--limit", type=click.IntRange(min=1), help="A seeded sample, stratified by category.")
-@click.option(
-    "--oracle-passages", is_flag=True, help="Give the gold passage among five instead of retrieving."
-)
+@click.option("--oracle-passages", is_flag=True, help="Give the gold passage among five instead of retrieving.")
 @click.option("--json", "output", required=True, type=click.Path(path_type=Path))
-def eval_answers(
-    contracts: Path, questions: Path, limit: int | None, oracle_passages: bool, output: Path
-) -> None:
+def eval_answers(contracts: Path, questions: Path, limit: int | None, oracle_passages: bool, output: Path) -> None:
     """Hits, citations and refusals, each question asked of its own contract."""
     from app.evaluation import answers
 

@@ -45,9 +45,9 @@ class Client:
             with ExitStack() as stack:
                 file = stack.enter_context(path.open("rb"))
                 form = {"collection": collection, "labels": ",".join(labels)}
-                filed += self._json(
-                    "POST", "/api/v1/documents", files={"files": (path.name, file)}, data=form
-                )["documents"]
+                filed += self._json("POST", "/api/v1/documents", files={"files": (path.name, file)}, data=form)[
+                    "documents"
+                ]
         return filed
 
     def answer_events(self, request: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,14 +92,10 @@ class _TransportErrors:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, httpx.TransportError):
-            raise ClientError(
-                f"The server at {self._url} does not answer ({type(error).__name__})."
-            ) from error
+            raise ClientError(f"The server at {self._url} does not answer ({type(error).__name__}).") from error
 
 
-def ingest(
-    client: Client, paths: list[Path], collection: str, labels: list[str], console: Console
-) -> list[str]:
+def ingest(client: Client, paths: list[Path], collection: str, labels: list[str], console: Console) -> list[str]:
     """File and wait for the jobs, with a progress bar. Returns a sentence for each file that failed."""
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

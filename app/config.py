@@ -33,9 +33,7 @@ class ServerSettings:
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(8800, "Port to listen on.")
     max_body_bytes: int = setting(64 * 2**20, "Largest request body in bytes; more is answered 413.")
-    shutdown_seconds: int = setting(
-        20, "How long running requests may finish after a stop signal, in seconds."
-    )
+    shutdown_seconds: int = setting(20, "How long running requests may finish after a stop signal, in seconds.")
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ class StorageSettings:
 class TelemetrySettings:
     log_level: str = setting("info", "debug, info, warning or error.")
     log_format: str = setting("console", "console for people, json for machines.")
-    otlp_endpoint: str = setting(
-        "", "OTLP/HTTP endpoint for traces, such as http://localhost:4318; empty: none."
-    )
+    otlp_endpoint: str = setting("", "OTLP/HTTP endpoint for traces, such as http://localhost:4318; empty: none.")
 
 
 @dataclass(frozen=True)
@@ -89,9 +85,7 @@ class RagSettings:
     chunk_characters: int = setting(500, "Largest chunk in characters.")
     passages: int = setting(5, "Passages given to the model with a question.")
     max_answer_tokens: int = setting(256, "Most tokens of an answer.")
-    min_confidence: float = setting(
-        0.0, "Below this retrieval confidence (0 to 1) a question is refused unasked."
-    )
+    min_confidence: float = setting(0.0, "Below this retrieval confidence (0 to 1) a question is refused unasked.")
     max_document_bytes: int = setting(32 * 2**20, "Largest document in bytes.")
     ingest_workers: int = setting(1, "Documents ingested at the same time in this process.")
 
@@ -99,14 +93,37 @@ class RagSettings:
 @dataclass(frozen=True)
 class TargetSettings:
     name: str = setting("", "Name by which routes refer to the target.")
-    provider: str = setting("openai", "local, openai (any compatible server) or fake.")
-    model: str = setting("", "Model name as the upstream knows it; empty: the name the caller used.")
-    base_url: str = setting("", "Base URL of the upstream, ending in /v1.")
-    api_key_env: str = setting("", "Environment variable that holds the upstream's key.")
-    timeout_seconds: float = setting(60.0, "Longest wait for the first and for each next delta, in seconds.")
-    options: str = setting(
-        "", "Of the fake provider: comma-separated status=503, delay_ms=50, after=3, text=hello."
+    provider: str = setting(
+        "openai", "local, openai (any compatible server, vLLM too), azure, anthropic, tgi, triton, ollama or fake."
     )
+    model: str = setting("", "Model (Azure: deployment) as the upstream knows it; empty: the name the caller used.")
+    base_url: str = setting("", "Base URL of the upstream; for openai it ends in /v1.")
+    allow_private: bool = setting(
+        False, "Whether base_url may be plain http and may lead to loopback, private or other special addresses."
+    )
+    api_key_env: str = setting("", "Environment variable that holds the upstream's key.")
+    api_version: str = setting(
+        "", "Of Azure: api-version of the deployments path; empty: the /openai/v1 path, which needs none."
+    )
+    cache_salt_env: str = setting(
+        "", "Of vLLM: variable with the secret from which each tenant's cache_salt is derived; empty: none is sent."
+    )
+    extra_fields: tuple[str, ...] = setting(
+        (), "Of openai: fields beyond OpenAI's own that the upstream takes, such as top_k, min_p."
+    )
+    images: bool = setting(False, "Whether the model takes images; requests with images go nowhere else.")
+    tools: bool = setting(True, "Whether the model takes tools, where its provider can pass them on.")
+    max_context: int = setting(
+        0, "Tokens of prompt and answer together; a request estimated to be longer skips the target. 0: unknown."
+    )
+    connect_seconds: float = setting(5.0, "Longest wait for a connection, in seconds.")
+    timeout_seconds: float = setting(60.0, "Longest wait for the first delta, in seconds.")
+    idle_seconds: float = setting(0.0, "Longest silence between two deltas, in seconds; 0: as timeout_seconds.")
+    total_seconds: float = setting(600.0, "Longest time for a whole answer including retries, in seconds.")
+    max_retries: int = setting(1, "How often a transient failure is tried again before the next target's turn.")
+    breaker_failures: int = setting(5, "Failures in a row after which the target is left alone for a while.")
+    breaker_seconds: float = setting(10.0, "How long that is, in seconds; then one request probes it.")
+    options: str = setting("", "Of the fake provider: comma-separated status=503, delay_ms=50, after=3, text=hello.")
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,8 @@ class Settings:
         names = [t.name for t in self.targets]
         if len(set(names)) != len(names) or "" in names:
             raise ConfigurationError("every [[targets]] needs a name of its own")
+        for target in self.targets:
+            _validate_target(target)
         for route in self.routes:
             if not route.model or not route.targets:
                 raise ConfigurationError("every [[routes]] needs a model and at least one target")
@@ -171,6 +190,17 @@ class Settings:
     @property
     def directory(self) -> Path:
         return Path(self.storage.directory)
+
+
+def _validate_target(target: TargetSettings) -> None:
+    for name in ("connect_seconds", "timeout_seconds", "total_seconds", "breaker_seconds"):
+        if getattr(target, name) <= 0:
+            raise ConfigurationError(f"target {target.name!r}: {name} must be above 0")
+    for name in ("idle_seconds", "max_context", "max_retries"):
+        if getattr(target, name) < 0:
+            raise ConfigurationError(f"target {target.name!r}: {name} must not be negative")
+    if target.breaker_failures < 1:
+        raise ConfigurationError(f"target {target.name!r}: breaker_failures must be at least 1")
 
 
 def documented() -> Iterator[tuple[str, str, str, Any, str]]:
@@ -205,9 +235,7 @@ def _variable(section: str, name: str) -> str:
 
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {
-        ALIASES.get(k, k): v
-        for k, v in environ.items()
-        if k.startswith("PRECEDENT_") and k not in CLIENT_VARIABLES
+        ALIASES.get(k, k): v for k, v in environ.items() if k.startswith("PRECEDENT_") and k not in CLIENT_VARIABLES
     }
 
 

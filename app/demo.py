@@ -121,9 +121,7 @@ def _server(settings: Settings, port: int) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], url: str, settings: Settings, console: Console
-) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, settings: Settings, console: Console) -> None:
     deadline = time.monotonic() + START_SECONDS
     with console.status("Starting the server and loading the model …"):
         while time.monotonic() < deadline:
@@ -132,9 +130,7 @@ def _wait_until_ready(
             if _ready(url):
                 return
             time.sleep(0.2)
-    raise ClientError(
-        f"The server was not ready after {START_SECONDS:.0f} s; see {settings.directory / 'server.log'}."
-    )
+    raise ClientError(f"The server was not ready after {START_SECONDS:.0f} s; see {settings.directory / 'server.log'}.")
 
 
 def _ready(url: str) -> bool:

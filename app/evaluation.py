@@ -42,9 +42,7 @@ ORACLE_CONFIDENCE = 1.0  # the passages were given, so there is no retrieval to 
 POLL_SECONDS = 0.05
 
 
-def retrieval(
-    corpus: Path, queries: Path, limit: int | None, console: Console, settings: Settings
-) -> dict[str, Any]:
+def retrieval(corpus: Path, queries: Path, limit: int | None, console: Console, settings: Settings) -> dict[str, Any]:
     """The LegalBench-RAG measure, as `precedent eval retrieval` writes it."""
     embedder = Embedder(settings.rag.embedding_model)
     with _bar(console) as bar:
@@ -53,9 +51,7 @@ def retrieval(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(tasks[stage], completed=done, total=total)
 
-        return evaluate_retrieval(
-            corpus, queries, embedder=embedder, limit=limit, seed=SEED, progress=progress
-        )
+        return evaluate_retrieval(corpus, queries, embedder=embedder, limit=limit, seed=SEED, progress=progress)
 
 
 def answers(
@@ -77,9 +73,7 @@ async def _answers(
         with _bar(console) as bar:
             documents = await _ingest(site, _uploads(contracts, wanted), bar, len(wanted))
             if missing := wanted - set(documents):
-                raise InvalidRequest(
-                    f"{questions} asks about {sorted(missing)[0]!r}, which is not in {contracts}."
-                )
+                raise InvalidRequest(f"{questions} asks about {sorted(missing)[0]!r}, which is not in {contracts}.")
             ask = site.ask_oracle if oracle else site.ask
             results = []
             for question in bar.track(asked, description="ask"):
@@ -105,9 +99,7 @@ class _Site:
         """Answer from five passages of the contract, the gold one among them where there is one."""
         passages = await self._oracle_passages(question, document_id)
         request = AnswerRequest(question=question.question, documents=[document_id])
-        opened = await self.services.answers.ask(
-            self.principal, request, passages, ORACLE_CONFIDENCE, Stages()
-        )
+        opened = await self.services.answers.ask(self.principal, request, passages, ORACLE_CONFIDENCE, Stages())
         view = await opened.complete()
         return AnswerResult(view.answer, view.refused, () if view.refused else tuple(opened.citations))
 
@@ -144,9 +136,7 @@ async def _ready(services: Services) -> None:
         raise Unavailable(f"The target {name!r} {reason}.")
 
 
-async def _ingest(
-    site: _Site, uploads: Iterator[tuple[str, Upload]], bar: Progress, total: int
-) -> dict[str, UUID]:
+async def _ingest(site: _Site, uploads: Iterator[tuple[str, Upload]], bar: Progress, total: int) -> dict[str, UUID]:
     """Document ids by contract name."""
     task = bar.add_task("ingest", total=total)
     documents = {}

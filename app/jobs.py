@@ -72,9 +72,7 @@ class JobRunner:
         async with self._database.session() as session:
             await session.execute(update(Job).where(Job.status == RUNNING).values(status=QUEUED))
             await session.commit()
-        self._tasks = [
-            asyncio.create_task(self._work(), name=f"job-worker-{n}") for n in range(self._workers)
-        ]
+        self._tasks = [asyncio.create_task(self._work(), name=f"job-worker-{n}") for n in range(self._workers)]
 
     async def stop(self) -> None:
         """Stop at once; what was running is queued again at the next start."""
@@ -107,9 +105,7 @@ class JobRunner:
             if job is None:
                 return None
             taken = await session.execute(
-                update(Job)
-                .where(Job.id == job.id, Job.status == QUEUED)
-                .values(status=RUNNING, started_at=now())
+                update(Job).where(Job.id == job.id, Job.status == QUEUED).values(status=RUNNING, started_at=now())
             )
             await session.commit()
             # Another worker was faster: come back through the loop.
@@ -124,9 +120,7 @@ class JobRunner:
             await progress._update(status=FAILED, error=error.detail, finished_at=now())
             log.warning("job failed", kind=job.kind, job_id=str(job.id), reason=error.detail)
         except Exception as error:
-            await progress._update(
-                status=FAILED, error=f"internal error: {type(error).__name__}", finished_at=now()
-            )
+            await progress._update(status=FAILED, error=f"internal error: {type(error).__name__}", finished_at=now())
             log.exception("job failed", kind=job.kind, job_id=str(job.id))
         else:
             await progress._update(status=SUCCEEDED, finished_at=now())

@@ -32,22 +32,16 @@ async def require_current(database: Database) -> None:
     """Raise Unavailable when the database is not at this code's revision."""
     head = ScriptDirectory.from_config(_config(None)).get_current_head()
     async with database.engine.connect() as connection:
-        current = await connection.run_sync(
-            lambda sync: MigrationContext.configure(sync).get_current_revision()
-        )
+        current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
     if current != head:
-        raise Unavailable(
-            f"The database is at revision {current}, this version needs {head}: run 'precedent migrate'."
-        )
+        raise Unavailable(f"The database is at revision {current}, this version needs {head}: run 'precedent migrate'.")
 
 
 async def drift(database: Database) -> list[object]:
     """Differences between the migrated database and the models; empty when they agree."""
     async with database.engine.connect() as connection:
         return await connection.run_sync(
-            lambda sync: compare_metadata(
-                MigrationContext.configure(sync, opts={"compare_type": True}), metadata()
-            )
+            lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), metadata())
         )
 
 

@@ -80,192 +80,42 @@ FILLERS = (
     "Time is of the essence in respect of this obligation.",
 )
 
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-_STATES = [
-    "the State of New York",
-    "the State of Delaware",
-    "the State of California",
-    "the State of Texas",
-    "England and Wales",
-    "the State of Illinois",
-    "Germany",
-    "the Commonwealth of Massachusetts",
-    "Switzerland",
-    "the Province of Ontario",
-    "the State of Florida",
-    "Singapore",
-    "the State of Washington",
-    "Scotland",
-    "Ireland",
-    "France",
-    "the Netherlands",
-    "the State of Nevada",
-    "Hong Kong",
-    "the State of Ohio",
-    "New South Wales",
-    "Sweden",
-    "the Commonwealth of Pennsylvania",
-    "the State of Georgia",
-    "Japan",
-]
-_CITIES = [
-    "New York",
-    "London",
-    "San Francisco",
-    "Chicago",
-    "Boston",
-    "Geneva",
-    "Frankfurt",
-    "Dublin",
-    "Toronto",
-    "Singapore",
-    "Houston",
-    "Seattle",
-    "Paris",
-    "Amsterdam",
-    "Denver",
-    "Munich",
-    "Zurich",
-    "Stockholm",
-    "Atlanta",
-    "Hamburg",
-    "Austin",
-    "Vienna",
-    "Milan",
-    "Portland",
-    "Edinburgh",
-    "Rotterdam",
-    "Philadelphia",
-    "Los Angeles",
-    "Leeds",
-    "Lyon",
-]
-_NAMES = [
-    "Alder",
-    "Birch",
-    "Cobalt",
-    "Dorset",
-    "Ember",
-    "Fairfield",
-    "Granite",
-    "Harbor",
-    "Ivory",
-    "Juniper",
-    "Keystone",
-    "Larkspur",
-    "Meridian",
-    "Northgate",
-    "Orchard",
-    "Pinnacle",
-    "Quarry",
-    "Redwood",
-    "Silverline",
-    "Tamarack",
-    "Umber",
-    "Vantage",
-    "Westbrook",
-    "Yarrow",
-    "Zephyr",
-    "Bluewater",
-    "Castlegate",
-    "Driftwood",
-    "Eastvale",
-    "Foxhill",
-    "Glenmore",
-    "Highmark",
-    "Ironbridge",
-    "Lakeshore",
-    "Moorland",
-    "Oakhurst",
-    "Riverbend",
-    "Stonefield",
-    "Thornbury",
-    "Windmere",
-    "Apex",
-    "Beacon",
-    "Crescent",
-    "Delta",
-    "Evergreen",
-    "Falcon",
-    "Gemini",
-    "Horizon",
-    "Kestrel",
-    "Lumen",
-    "Nimbus",
-    "Orion",
-    "Polaris",
-    "Quantum",
-    "Sterling",
-    "Titan",
-    "Vertex",
-    "Aurora",
-    "Brightwell",
-    "Copperfield",
-]
-_TRADES = [
-    "Systems",
-    "Logistics",
-    "Holdings",
-    "Pharma",
-    "Foods",
-    "Energy",
-    "Software",
-    "Media",
-    "Textiles",
-    "Analytics",
-    "Robotics",
-    "Materials",
-    "Partners",
-    "Properties",
-    "Instruments",
-    "Networks",
-    "Biotech",
-    "Capital",
-    "Motors",
-    "Packaging",
-    "Health",
-    "Shipping",
-    "Design",
-    "Minerals",
-    "Laboratories",
-]
-_FORMS = ["Inc.", "LLC", "Ltd.", "Corp.", "GmbH", "PLC", "Limited", "L.P.", "AG", "B.V."]
-_NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+_MONTHS_TEXT = "January February March April May June July August September October November December"
+_MONTHS = _MONTHS_TEXT.split()
+_STATES_TEXT = """
+the State of New York | the State of Delaware | the State of California | the State of Texas | England and Wales
+| the State of Illinois | Germany | the Commonwealth of Massachusetts | Switzerland | the Province of Ontario |
+the State of Florida | Singapore | the State of Washington | Scotland | Ireland | France | the Netherlands | the
+State of Nevada | Hong Kong | the State of Ohio | New South Wales | Sweden | the Commonwealth of Pennsylvania |
+the State of Georgia | Japan
+"""
+_STATES = [" ".join(name.split()) for name in _STATES_TEXT.split("|")]
+_CITIES_TEXT = """
+New York | London | San Francisco | Chicago | Boston | Geneva | Frankfurt | Dublin | Toronto | Singapore |
+Houston | Seattle | Paris | Amsterdam | Denver | Munich | Zurich | Stockholm | Atlanta | Hamburg | Austin |
+Vienna | Milan | Portland | Edinburgh | Rotterdam | Philadelphia | Los Angeles | Leeds | Lyon
+"""
+_CITIES = [" ".join(name.split()) for name in _CITIES_TEXT.split("|")]
+_NAMES_TEXT = """
+Alder Birch Cobalt Dorset Ember Fairfield Granite Harbor Ivory Juniper Keystone Larkspur Meridian Northgate
+Orchard Pinnacle Quarry Redwood Silverline Tamarack Umber Vantage Westbrook Yarrow Zephyr Bluewater Castlegate
+Driftwood Eastvale Foxhill Glenmore Highmark Ironbridge Lakeshore Moorland Oakhurst Riverbend Stonefield
+Thornbury Windmere Apex Beacon Crescent Delta Evergreen Falcon Gemini Horizon Kestrel Lumen Nimbus Orion Polaris
+Quantum Sterling Titan Vertex Aurora Brightwell Copperfield
+"""
+_NAMES = _NAMES_TEXT.split()
+_TRADES_TEXT = """
+Systems Logistics Holdings Pharma Foods Energy Software Media Textiles Analytics Robotics Materials Partners
+Properties Instruments Networks Biotech Capital Motors Packaging Health Shipping Design Minerals Laboratories
+"""
+_TRADES = _TRADES_TEXT.split()
+_FORMS_TEXT = "Inc. | LLC | Ltd. | Corp. | GmbH | PLC | Limited | L.P. | AG | B.V."
+_FORMS = [" ".join(name.split()) for name in _FORMS_TEXT.split("|")]
+_NUMBERS_TEXT = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty
+"""
+_NUMBERS = _NUMBERS_TEXT.split()
 _TENS = {
     30: "thirty",
     40: "forty",

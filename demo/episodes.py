@@ -82,14 +82,12 @@ class Episode:
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]{2,}")
 _LABEL = re.compile(r"^(?:\(?(?:\d{1,2}(?:\.\d{1,2})*|[a-zA-Z]|[ivx]{1,4})[.)]+|\d{1,2}(?:\.\d{1,2})+)\s+")
-_STOP = frozenset(
-    """
-    the and for any all such shall may will with this that from not are was has have had its his her
-    their other under upon agreement party parties which each either hereby hereof herein hereunder
-    thereof been being would who whom into than then there these those between out per our your you they
-    them one two and/or including without
-    """.split()
-)
+_STOP_WORDS = """
+the and for any all such shall may will with this that from not are was has have had its his her their other
+under upon agreement party parties which each either hereby hereof herein hereunder thereof been being would who
+whom into than then there these those between out per our your you they them one two and/or including without
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 
 
 def stems(text: str) -> frozenset[str]:
@@ -148,9 +146,6 @@ HEADING = (
     "What does the contract say about {words}?", "What is the rule on {words}?", "{words}", "{words}?",
     "What are the terms on {words}?", "Which clause covers {words}?", "What does the agreement provide on {words}?",
 )  # fmt: skip
-_HEADING = re.compile(
-    r"^[\dIVXLCA-Za-z.§ ]{0,12}?((?:[A-Z][A-Za-z'’-]+|of|and|to|for|on|or|the|by|in|;|,)(?:[ ,;/&]+|$)){1,7}$"
-)
 
 
 def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None:
@@ -165,11 +160,9 @@ def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None
             return None
     else:
         count = min(len(words), rng.randint(2, 5))
-        chosen = (
-            sorted(rng.sample(words, count), key=lambda match: match.start())
-            if rng.random() < 0.5
-            else rng.sample(words, count)
-        )
+        chosen = rng.sample(words, count)
+        if rng.random() < 0.5:
+            chosen.sort(key=lambda match: match.start())
         phrase = " ".join(match[0] for match in chosen)
     if rng.random() < 0.6:
         phrase = phrase.lower()
@@ -178,9 +171,8 @@ def cloze_question(rng: random.Random, sentence: str, easy: float) -> str | None
 
 def heading_question(rng: random.Random, section: str) -> str | None:
     """Ask by the innermost heading: real contracts teach how a subject and its clause belong together."""
-    last = re.sub(r"^(?:ARTICLE|Article|Section|SECTION)?\s*[\dIVXLC.()]*\s+", "", section.split(" > ")[-1]).strip(
-        " .:;"
-    )
+    last = re.sub(r"^(?:ARTICLE|Article|Section|SECTION)?\s*[\dIVXLC.()]*\s+", "", section.split(" > ")[-1])
+    last = last.strip(" .:;")
     words = _WORD.findall(last)
     if not 1 <= len(words) <= 6 or len(last) > 60 or not stems(last):
         return None
@@ -237,14 +229,12 @@ class Recipe:
 RANKS = (0.57, 0.16, 0.09, 0.09, 0.09)  # where retrieval puts the passage that answers
 
 
-def place(rng: random.Random, gold: list[Passage], others: list[Passage]) -> list[Passage]:
-    """Put the first gold passage at a rank that retrieval would give it, the rest at random."""
+def place(rng: random.Random, gold: Passage, others: list[Passage]) -> list[Passage]:
+    """Put the gold passage at a rank that retrieval would give it, the rest at random."""
     rng.shuffle(others)
-    rest = gold[1:] + others
-    rng.shuffle(rest)
-    count = len(rest) + 1
+    count = len(others) + 1
     rank = rng.choices(range(count), weights=[RANKS[min(i, 4)] for i in range(count)])[0]
-    return [*rest[:rank], gold[0], *rest[rank:]]
+    return [*others[:rank], gold, *others[rank:]]
 
 
 def shorten(rng: random.Random, passage: Passage, keep: int, must: Sequence[int]) -> Passage:
@@ -305,7 +295,7 @@ class EpisodeMaker:
         close = near[: rng.randint(0, count - 1)]
         far = [i for i in pool if i not in close]
         others = (close + rng.sample(far, len(far)))[: count - 1]
-        short = [shorten(rng, gold, keep, gold.gold.get(topic or "", ()))]
+        short = shorten(rng, gold, keep, gold.gold.get(topic or "", ()))
         return place(rng, short, [shorten(rng, contract.passages[i], keep, ()) for i in others])
 
     def _question(
@@ -381,7 +371,7 @@ class Row:
     branch: list[int]  # 0 for system, passages and question-free text; 1.. for each question
     targets: list[int]
     weights: list[float]
-    kinds: list[int]  # what the target is: one of KINDS
+    kinds: list[int]  # what the target is: OTHER, DECIDE, ...
     asked: list[tuple[int, int, int]]  # (position in the question, from, to): the sentence that answers
     sentence: list[tuple[int, int, int]]  # the same for the positions that are about to choose
     first: list[tuple[int, int]]  # (position that should look, position of the first quoted token)

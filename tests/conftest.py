@@ -53,9 +53,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _unexpected_skips(reporter: Any, config: pytest.Config) -> list[Any]:
     if not config.getoption("--no-skips"):
         return []
-    return [
-        report for report in reporter.stats.get("skipped", []) if not report.nodeid.startswith("tests/gpu/")
-    ]
+    return [report for report in reporter.stats.get("skipped", []) if not report.nodeid.startswith("tests/gpu/")]
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +73,7 @@ def redis_url() -> Iterator[str]:
     except ServerMissing as error:
         pytest.skip(str(error))
 
+
 # What the fake model `quoting` quotes; a document that says so makes its answer verifiable.
 QUOTE = '"The rent is nine hundred crowns a month."'
 
@@ -87,9 +86,7 @@ class Site:
     client: AsyncTestClient[Litestar]
     services: Services
 
-    async def key(
-        self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)
-    ) -> str:
+    async def key(self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)) -> str:
         """The secret of a new key; the tenant is made where it is missing."""
         async with self.services.database.session() as session:
             try:
@@ -97,9 +94,7 @@ class Site:
             except NotFound:
                 owner = await service.create_tenant(session, tenant)
             held = frozenset(label for label in labels.split(",") if label)
-            new = await service.create_key(
-                session, owner.id, uuid4().hex, scopes=frozenset(scopes), labels=held
-            )
+            new = await service.create_key(session, owner.id, uuid4().hex, scopes=frozenset(scopes), labels=held)
             return new.secret
 
     async def headers(
@@ -130,9 +125,7 @@ class Site:
 def fake_settings(directory: Path, **changes: Any) -> Settings:
     """Settings without the in-process engine: one fake target behind the model `echo`."""
     settings = Settings(
-        storage=StorageSettings(
-            database_url=f"sqlite+aiosqlite:///{directory}/test.db", directory=str(directory)
-        ),
+        storage=StorageSettings(database_url=f"sqlite+aiosqlite:///{directory}/test.db", directory=str(directory)),
         engine=EngineSettings(model=""),
         telemetry=TelemetrySettings(log_level="error"),
         targets=(TargetSettings(name="fake", provider="fake"),),

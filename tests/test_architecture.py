@@ -79,9 +79,7 @@ def test_imports_go_down_only(module: str) -> None:
             continue
         assert theirs < mine, f"{module} imports {imported}, which is not below it"
         if _inside(imported, "app.engine"):
-            assert module == ONLY_DOOR_TO_ENGINE or _inside(module, "app.engine"), (
-                f"{module} reaches into the engine"
-            )
+            assert module == ONLY_DOOR_TO_ENGINE or _inside(module, "app.engine"), f"{module} reaches into the engine"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(ENGINE_ROOMS)])
@@ -104,9 +102,7 @@ def test_the_application_module_loads_no_torch() -> None:
 
 
 def test_no_circles_between_modules() -> None:
-    graph = {
-        m: {i for i in imports(p, top_level_only=True) if i in MODULES} - {m} for m, p in MODULES.items()
-    }
+    graph = {m: {i for i in imports(p, top_level_only=True) if i in MODULES} - {m} for m, p in MODULES.items()}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -124,10 +120,6 @@ def test_no_circles_between_modules() -> None:
 def test_the_tenant_filter_is_written_in_one_place(module: str) -> None:
     """Tenant rows are read through app.db alone: a comparison with tenant_id anywhere else is a leak in waiting."""
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if (
-            isinstance(node, ast.Compare)
-            and isinstance(node.left, ast.Attribute)
-            and node.left.attr == "tenant_id"
-        ):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "tenant_id":
             assert isinstance(node.left.value, ast.Name), ast.dump(node)
             assert not node.left.value.id[0].isupper(), f"{module}:{node.lineno} filters by tenant inline"

@@ -1,10 +1,12 @@
 """Runs a schedule: owns the weights, the KV pages and the device. The only place that calls the decoder."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils.hub import cached_file
 
 from app.engine.batch import build_batch
 from app.engine.config import EngineConfig
@@ -15,6 +17,10 @@ from app.engine.scheduler import Schedule
 from app.engine.spec import DecoderSpec, read_spec
 
 DEFAULT_KV_BYTES = 512 * 1024**2
+_OPTIONAL_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "tokenizer.model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,22 @@ def resolve_folder(model: str | Path) -> Path:
         return path
     if path.is_absolute() or str(model).count("/") != 1:
         raise ValueError(f"model {str(model)!r} is neither an existing folder nor a hub id like 'Qwen/Qwen3-0.6B'")
-    from huggingface_hub import snapshot_download
+    return _download(str(model))
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    return Path(snapshot_download(str(model), allow_patterns=wanted))
+
+def _download(model: str) -> Path:
+    """The files this engine reads, from the hub into its local cache. OSError where there is no such model."""
+
+    def fetch(name: str) -> str | None:
+        path: str | None = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        return path
+
+    config = cached_file(model, "config.json")
+    index = fetch("model.safetensors.index.json")
+    shards = json.loads(Path(index).read_text())["weight_map"].values() if index else ["model.safetensors"]
+    for name in (*_OPTIONAL_FILES, *sorted(set(shards))):
+        fetch(name)
+    return Path(str(config)).parent
 
 
 def resolve_dtype(name: str) -> torch.dtype:

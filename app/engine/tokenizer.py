@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
@@ -93,7 +92,7 @@ class Tokenizer:
             rendered: str = self._hf.apply_chat_template(
                 marked, tokenize=False, add_generation_prompt=add_generation_prompt, **template_arguments
             )
-        except TemplateError as error:
+        except Exception as error:  # whatever a template raises is about the messages, e.g. their order of roles
             raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
         return _cut(rendered, nonce, messages)
 

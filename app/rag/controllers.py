@@ -64,9 +64,7 @@ class DocumentController(Controller):
         form = await request.form()
         collection = _collection(form.get("collection"))
         labels = _labels(form.getall("labels") if "labels" in form else [])
-        uploads = [
-            await _upload(item, settings) for _, item in form.multi_items() if isinstance(item, UploadFile)
-        ]
+        uploads = [await _upload(item, settings) for _, item in form.multi_items() if isinstance(item, UploadFile)]
         if not uploads:
             raise InvalidRequest("The form holds no file.", param="files")
         filed = [await documents.add(principal, upload, collection, labels) for upload in uploads]

@@ -109,9 +109,7 @@ class DocumentService:
         self._index = index
         self._sources: OrderedDict[tuple[UUID, int], SourceText] = OrderedDict()
 
-    async def add(
-        self, principal: Principal, upload: Upload, collection: str, labels: frozenset[str]
-    ) -> Filed:
+    async def add(self, principal: Principal, upload: Upload, collection: str, labels: frozenset[str]) -> Filed:
         """File a new document, unless the caller sees the same content there already under the same labels."""
         principal.require_labels(labels)
         async with self._database.session() as session:
@@ -135,9 +133,7 @@ class DocumentService:
         """File a new version; the old one answers until the new one is ready."""
         async with self._database.session() as session:
             document = await get_visible(session, principal, document_id)
-            versions = owned(DocumentVersion, principal.tenant_id).where(
-                DocumentVersion.document_id == document_id
-            )
+            versions = owned(DocumentVersion, principal.tenant_id).where(DocumentVersion.document_id == document_id)
             newest = await session.scalar(versions.order_by(DocumentVersion.version.desc()).limit(1))
             digest = hashlib.sha256(upload.data).hexdigest()
             if newest and newest.sha256 == digest and newest.version == document.current_version:
@@ -165,9 +161,7 @@ class DocumentService:
             document = await get_visible(session, principal, document_id)
             return (await self._infos(session, principal, [document]))[0]
 
-    async def text(
-        self, principal: Principal, document_id: UUID, version: int | None
-    ) -> tuple[DocumentVersion, str]:
+    async def text(self, principal: Principal, document_id: UUID, version: int | None) -> tuple[DocumentVersion, str]:
         """The text of a ready version (default: the current one) that all offsets refer to."""
         async with self._database.session() as session:
             document = await get_visible(session, principal, document_id)
@@ -183,9 +177,7 @@ class DocumentService:
                 raise Conflict(f"Version {number} is {row.status}; it has no text.")
             return row, row.text
 
-    async def source(
-        self, session: AsyncSession, tenant_id: UUID, document_id: UUID, version: int
-    ) -> SourceText:
+    async def source(self, session: AsyncSession, tenant_id: UUID, document_id: UUID, version: int) -> SourceText:
         """Text, pages and boxes of a version. Versions never change, so recent ones are kept in memory."""
         key = (document_id, version)
         if key not in self._sources:
@@ -209,9 +201,7 @@ class DocumentService:
             await get_visible(session, principal, document_id)
             versions = list(
                 await session.scalars(
-                    owned(DocumentVersion, principal.tenant_id).where(
-                        DocumentVersion.document_id == document_id
-                    )
+                    owned(DocumentVersion, principal.tenant_id).where(DocumentVersion.document_id == document_id)
                 )
             )
             await session.execute(delete(Document).where(Document.id == document_id))
@@ -230,9 +220,7 @@ class DocumentService:
                 await get_visible(session, principal, still_there.id)
             return job
 
-    async def _file(
-        self, session: AsyncSession, document: Document, upload: Upload, number: int, digest: str
-    ) -> Job:
+    async def _file(self, session: AsyncSession, document: Document, upload: Upload, number: int, digest: str) -> Job:
         """Write the original, the version's row and its job; nothing counts until the caller commits."""
         job = Job(
             id=uuid4(),

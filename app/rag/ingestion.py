@@ -72,9 +72,7 @@ class Ingestion:
         data = await self._files.read(version)
         parsed = await asyncio.to_thread(parse, data, version.filename, version.media_type or None)
         await progress.report("chunk", 0, 1)
-        chunks = await asyncio.to_thread(
-            chunk, parsed.text, parsed.headings, parsed.pages, self._chunk_characters
-        )
+        chunks = await asyncio.to_thread(chunk, parsed.text, parsed.headings, parsed.pages, self._chunk_characters)
         facts = IndexedDocument(
             tenant=str(document.tenant_id),
             document_id=str(document.id),
@@ -91,9 +89,7 @@ class Ingestion:
         self, facts: IndexedDocument, parsed: ParsedDocument, chunks: list[Chunk], progress: Progress
     ) -> None:
         """Embed and store, batch by batch; what a half-done attempt left goes first."""
-        await asyncio.to_thread(
-            self._index.delete_document, facts.tenant, facts.document_id, facts.version
-        )
+        await asyncio.to_thread(self._index.delete_document, facts.tenant, facts.document_id, facts.version)
         for first in range(0, len(chunks), BATCH):
             await progress.report("embed", first, len(chunks))
             batch = chunks[first : first + BATCH]

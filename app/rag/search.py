@@ -109,9 +109,7 @@ class SearchService:
         """Drop hits of deleted, replaced or hidden documents; the index may lag behind a commit."""
         ids = {UUID(passage.document_id) for passage in result.passages}
         async with self._database.session() as session:
-            documents = {
-                d.id: d for d in await session.scalars(visible(principal).where(Document.id.in_(ids)))
-            }
+            documents = {d.id: d for d in await session.scalars(visible(principal).where(Document.id.in_(ids)))}
             labels = await labels_of(session, set(documents))
             sections = await _sections(session, principal, result)
             found = []
@@ -125,17 +123,11 @@ class SearchService:
             return found
 
     async def _evidence(self, session: AsyncSession, principal: Principal, passage: Passage) -> Evidence:
-        source = await self._documents.source(
-            session, principal.tenant_id, UUID(passage.document_id), passage.version
-        )
-        return Evidence(
-            passage.document_id, passage.version, passage.chunk_id, passage.start, passage.end, source
-        )
+        source = await self._documents.source(session, principal.tenant_id, UUID(passage.document_id), passage.version)
+        return Evidence(passage.document_id, passage.version, passage.chunk_id, passage.start, passage.end, source)
 
 
-async def _sections(
-    session: AsyncSession, principal: Principal, result: SearchResult
-) -> dict[str, tuple[str, ...]]:
+async def _sections(session: AsyncSession, principal: Principal, result: SearchResult) -> dict[str, tuple[str, ...]]:
     ids = [UUID(passage.chunk_id) for passage in result.passages]
     rows = await session.scalars(owned(ChunkRow, principal.tenant_id).where(ChunkRow.id.in_(ids)))
     return {str(row.id): tuple(row.section) for row in rows}
