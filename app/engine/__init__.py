@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from app.engine.async_engine import AsyncEngine, EngineDelta
+    from app.engine.async_engine import AsyncEngine
     from app.engine.config import EngineConfig, SamplingParams
-    from app.engine.engine import EngineStats, LLMEngine
-    from app.engine.request import EngineError, Request, RequestMetrics, RequestOutput, TokenSegment
+    from app.engine.cost import TTFTPrediction
+    from app.engine.delta import EngineDelta
+    from app.engine.engine import LLMEngine
+    from app.engine.facts import EngineLoad, EngineStats, PromptKeys
+    from app.engine.request import EngineError, Request, RequestMetrics, RequestOutput, TokenSegment, choices
     from app.engine.tokenizer import ChatPiece, Tokenizer
 
 __all__ = [
@@ -24,21 +27,28 @@ __all__ = [
     "EngineConfig",
     "EngineDelta",
     "EngineError",
+    "EngineLoad",
     "EngineStats",
     "LLMEngine",
+    "PromptKeys",
     "Request",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "TTFTPrediction",
     "TokenSegment",
     "Tokenizer",
+    "choices",
 ]
 
 _HOMES = {
-    "async_engine": ("AsyncEngine", "EngineDelta"),
+    "async_engine": ("AsyncEngine",),
     "config": ("EngineConfig", "SamplingParams"),
-    "engine": ("EngineStats", "LLMEngine"),
-    "request": ("EngineError", "Request", "RequestMetrics", "RequestOutput", "TokenSegment"),
+    "cost": ("TTFTPrediction",),
+    "delta": ("EngineDelta",),
+    "engine": ("LLMEngine",),
+    "facts": ("EngineLoad", "EngineStats", "PromptKeys"),
+    "request": ("EngineError", "Request", "RequestMetrics", "RequestOutput", "TokenSegment", "choices"),
     "tokenizer": ("ChatPiece", "Tokenizer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

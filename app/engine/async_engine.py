@@ -2,92 +2,100 @@
 
 Requests and aborts go in through a queue; the outputs of a step come back in one call_soon_threadsafe.
 Detokenization and stop strings happen in the caller's task, outside the engine thread.
+
+When a step fails, everybody who waits is told at once (EngineError: send it again), the failed engine's memory is
+given back, and a new one is loaded, `restart_limit` times within RESTART_WINDOW. When no step progresses while
+there is work, waiters fail and `healthy` is False until one does: a thread in native code cannot be interrupted.
 """
 
 import asyncio
 import dataclasses
 import itertools
 import logging
-import queue
-import threading
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import Sequence as Seq
+from contextlib import aclosing
+from itertools import takewhile
+from typing import Any, TypeVar
 
-from app.engine.admission import Limits, check_request
+from app.engine.admission import Limits, check_request, split_choices
 from app.engine.config import EngineConfig
+from app.engine.cost import TTFTPrediction
+from app.engine.delta import EngineDelta, delta
 from app.engine.detokenizer import TextStream
-from app.engine.engine import EngineStats, LLMEngine
-from app.engine.request import EngineError, FinishReason, Request, RequestMetrics, StepOutput
+from app.engine.engine import LLMEngine, pin_request
+from app.engine.facts import EngineLoad, EngineStats, PromptKeys
+from app.engine.request import EngineError, Request, StepOutput, TokenSegment
 from app.engine.tokenizer import Tokenizer
+from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class EngineDelta:
-    """What a step added to one request. finish_reason and metrics come with the last.
-
-    text: whole characters only, nothing of a stop string.  logprobs: per token, where they were asked for.
-    """
-
-    token_ids: list[int]
-    text: str
-    logprobs: list[float] | None = None
-    finish_reason: FinishReason | None = None
-    metrics: RequestMetrics | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    request_id: str
-
-
-_STOP = object()
-_Outbox = asyncio.Queue["StepOutput | EngineError"]
+RESTART_WINDOW = 600.0  # seconds
+MAX_BACKOFF = 30.0
+T = TypeVar("T")
 
 
 class AsyncEngine:
-    """start() before use, stop() after. After a failure in a step `healthy` is False and start() begins anew."""
+    """start() before use, stop() after. `healthy` and `reason` are what a readiness check wants to know."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.healthy = False
-        self.reason: str | None = "not started"
-        self._engine: LLMEngine | None = None
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: queue.SimpleQueue[Request | _Abort | object] = queue.SimpleQueue()
-        self._outboxes: dict[str, _Outbox] = {}
+        self._down: str | None = "not started"
+        self._worker: EngineWorker | None = None
+        self._outboxes: dict[str, asyncio.Queue[Outcome]] = {}
         self._ids = itertools.count()
+        self._pins: list[tuple[TokenSegment, ...]] = []
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._failures: deque[float] = deque()
+        self._failure = asyncio.Event()
+        self._stopping = False
+        self._supervisor: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load and warm up in the engine's own thread. Raises what loading raised."""
-        if self.healthy:
+        if self._worker is not None and self._down is None:
             return
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-        self._loop = asyncio.get_running_loop()
-        self._inbox = queue.SimpleQueue()
-        loaded: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._main, args=(loaded,), name="engine", daemon=True)
-        self._thread.start()
-        await loaded
-        self.healthy, self.reason = True, None
+        await self._end_supervisor()
+        if self._worker is not None:
+            await self._worker.stop()
+        self._failures.clear()
+        self._stopping = False
+        await self._begin()
+        self._supervisor = asyncio.create_task(self._supervise())
 
-    async def stop(self) -> None:
-        """End the thread after its current step; requests in flight finish with "abort"."""
-        self.healthy, self.reason = False, "stopped"
-        if self._thread is not None:
-            self._inbox.put(_STOP)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+    async def stop(self, *, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, give those in flight so long to finish, abort the rest, end the thread."""
+        self._down, self._stopping = "stopping", True
+        deadline = time.monotonic() + drain_seconds
+        while self._outboxes and self._worker is not None and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await self._end_supervisor()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.stop()
+        self._down = "stopped"
+
+    @property
+    def healthy(self) -> bool:
+        return self.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the engine is not healthy."""
+        if self._down is not None:
+            return self._down
+        return self._stalled()
 
     @property
     def engine(self) -> LLMEngine:
         """For reading limits, tokenizer and spec; its methods belong to the engine thread."""
-        if self._engine is None:
+        engine = self._worker.engine if self._worker is not None else None
+        if engine is None:
             raise EngineError(f"The engine is not ready: {self.reason}")
-        return self._engine
+        return engine
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -99,7 +107,42 @@ class AsyncEngine:
 
     def stats(self) -> EngineStats:
         """The snapshot of the last step; zeros before the first."""
-        return EngineStats() if self._engine is None else self._engine.stats()
+        engine = self._worker.engine if self._worker is not None else None
+        return EngineStats() if engine is None else engine.stats()
+
+    def load(self) -> EngineLoad:
+        """For routing, as of the last step. Raises EngineError where there is no engine."""
+        return self.engine.load()
+
+    def keys(self, segments: Seq[TokenSegment]) -> PromptKeys:
+        """A prompt's block keys, for match() and predict_ttft(). About 2 microseconds per block."""
+        return self.engine.forecast.keys(segments)
+
+    def match(self, prompt: PromptKeys | Seq[TokenSegment]) -> list[int]:
+        """Tokens of each segment that are in the cache now."""
+        return self.engine.forecast.match(self._keys(prompt))
+
+    def predict_ttft(self, prompt: PromptKeys | Seq[TokenSegment], *, quantile: float = 0.9) -> TTFTPrediction:
+        """When the first token of this prompt would come if it were sent now."""
+        return self.engine.forecast.predict(self._keys(prompt), quantile)
+
+    async def pin(self, segments: Seq[TokenSegment]) -> int:
+        """Compute the whole blocks of this prefix and keep them for good, over restarts too; returns their tokens.
+
+        Raises ValueError where too much of the pool would be pinned.
+        """
+        pinned = await self._pin(tuple(segments))
+        self._pins.append(tuple(segments))
+        return pinned
+
+    async def forget(self, source_ids: Collection[str]) -> None:
+        """Drop all blocks and pins computed from these sources; requests that use them end as "forgotten"."""
+        gone = frozenset(source_ids)
+        kept = (tuple(takewhile(lambda s: gone.isdisjoint(s.source_ids), pin)) for pin in self._pins)
+        self._pins = [pin for pin in kept if pin]
+        if self._worker is None or self._worker.engine is None:
+            return  # nothing is in memory, and what is loaded next begins empty
+        await self._call(lambda engine, outputs: outputs.extend(engine.forget(gone)))
 
     def generate(self, request: Request) -> AsyncGenerator[EngineDelta, None]:
         """Deltas, one per step that gave this request tokens. Closing or cancelling aborts the request.
@@ -107,102 +150,143 @@ class AsyncEngine:
         Raises at once InvalidRequest or ContextTooLong for a request that cannot work, EngineError where the
         engine is not healthy; while iterating EngineError if a step fails.
         """
-        if not self.healthy:
-            raise EngineError(f"The engine is not ready: {self.reason}")
+        self._require_healthy()
         check_request(request, self.limits)
         return self._stream(dataclasses.replace(request, request_id=f"{request.request_id}#{next(self._ids)}"))
 
+    def generate_choices(self, request: Request, count: int) -> list[AsyncGenerator[EngineDelta, None]]:
+        """`n` answers to one prompt, each a stream of its own; the prompt is computed once. Raises as generate()."""
+        self._require_healthy()
+        return [self.generate(choice) for choice in split_choices(request, count, self.limits)]
+
+    def _require_healthy(self) -> None:
+        if (reason := self.reason) is not None:
+            raise EngineError(f"The engine is not ready: {reason}")
+
+    def _keys(self, prompt: PromptKeys | Seq[TokenSegment]) -> PromptKeys:
+        return prompt if isinstance(prompt, PromptKeys) else self.keys(prompt)
+
     async def _stream(self, request: Request) -> AsyncGenerator[EngineDelta, None]:
-        if not self.healthy:
+        worker = self._worker
+        if worker is None or worker.engine is None:
             raise EngineError(f"The engine is not ready: {self.reason}")
-        request_id = request.request_id
-        outbox = self._outboxes[request_id] = asyncio.Queue()
+        outbox = self._outboxes[request.request_id] = asyncio.Queue()
         text = TextStream(self.tokenizer, request.sampling.stop)
         done = stopped = False
-        self._inbox.put(request)
+        worker.inbox.put(Submit(request, time.perf_counter()))
         try:
             while not done:
                 output = await outbox.get()
-                done = isinstance(output, EngineError) or output.finish_reason is not None
-                if isinstance(output, EngineError):
+                done = isinstance(output, Exception) or output.finish_reason is not None
+                if isinstance(output, Exception):
                     raise output
                 if not stopped:
-                    yield _delta(output, text)
+                    yield delta(output, text)
                 elif done:
                     yield EngineDelta([], "", None, "stop", output.metrics)
                 if text.stopped and not stopped and not done:  # the metrics come with the abort
-                    self._inbox.put(_Abort(request_id))
+                    worker.inbox.put(Abort(request.request_id))
                 stopped = text.stopped
         finally:
-            del self._outboxes[request_id]
+            del self._outboxes[request.request_id]
             if not done:
-                self._inbox.put(_Abort(request_id))
+                worker.inbox.put(Abort(request.request_id))
 
-    def _main(self, loaded: "asyncio.Future[None]") -> None:
-        """The engine thread."""
-        assert self._loop is not None
-        try:
-            self._engine = engine = LLMEngine(self.config)
-            engine.warm_up()
-        except BaseException as error:
-            self._loop.call_soon_threadsafe(loaded.set_exception, error)
-            return
-        self._loop.call_soon_threadsafe(loaded.set_result, None)
-        try:
-            self._serve(engine)
-        except Exception as error:
-            log.exception("engine step failed")
-            ended = engine.abort_all()
-            self._hand_over(self._fail, f"{type(error).__name__}: {error}", ended)
+    async def _begin(self) -> None:
+        self._failure.clear()
+        self._worker = worker = EngineWorker(self.config, self._deliver, self._failed)
+        await worker.start()
+        for segments in self._pins:
+            await self._pin(segments)
+        self._down = None
 
-    def _serve(self, engine: LLMEngine) -> None:
-        while True:
-            outputs: list[StepOutput] = []
-            if not self._take_orders(engine, outputs):
-                self._hand_over(self._deliver, outputs + engine.abort_all())
-                return
-            if engine.has_work:
-                outputs += engine.step()
-            if outputs:
-                self._hand_over(self._deliver, outputs)
+    async def _pin(self, segments: tuple[TokenSegment, ...]) -> int:
+        """Blocks may be evicted between computing and pinning; then once more."""
+        size, pinned = self.config.block_size, 0
+        for _ in range(3):
+            request = dataclasses.replace(pin_request(segments), request_id=f"pin#{next(self._ids)}")
+            check_request(request, self.limits)
+            async with aclosing(self._stream(request)) as deltas:
+                async for _ in deltas:
+                    pass
+            pinned = await self._call(lambda engine, _: engine.keep(segments))
+            if pinned == len(request.prompt_token_ids) // size * size:
+                break
+        return pinned
 
-    def _take_orders(self, engine: LLMEngine, outputs: list[StepOutput]) -> bool:
-        """Everything in the inbox; waits for something where there is no work. False: stop."""
-        wait = not engine.has_work
+    async def _call(self, function: Callable[[LLMEngine, list[StepOutput]], T]) -> T:
+        """What function returns, called in the engine thread between two steps."""
+        worker = self._worker
+        if worker is None or worker.engine is None:
+            raise EngineError(f"The engine is not ready: {self.reason}")
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls.add(reply)
+        reply.add_done_callback(self._calls.discard)
+        worker.inbox.put(Call(function, reply))
+        result: T = await reply
+        return result
+
+    def _deliver(self, outcomes: list[tuple[str, Outcome]]) -> None:
+        for request_id, outcome in outcomes:
+            if (outbox := self._outboxes.get(request_id)) is not None:
+                outbox.put_nowait(outcome)
+
+    def _failed(self, worker: EngineWorker, reason: str) -> None:
+        """A step raised: on the loop, from the worker's last breath."""
+        self._fail_waiters(reason)
+        if worker is self._worker and not self._stopping:
+            self._down = reason
+            self._failures.append(time.monotonic())
+            self._failure.set()
+
+    def _fail_waiters(self, reason: str) -> None:
+        error = EngineError(f"The engine failed ({reason}); the request may be sent again.")
+        for outbox in self._outboxes.values():
+            outbox.put_nowait(error)
+        for reply in list(self._calls):
+            reply.set_exception(error)
+
+    def _stalled(self) -> str | None:
+        seconds = self._worker.stalled_seconds() if self._worker is not None else 0.0
+        return f"no step progressed for {seconds:.1f} s" if seconds > self.config.stall_s else None
+
+    async def _supervise(self) -> None:
+        """Until stop(): replaces a failed engine, and fails those who wait for a stalled one."""
         while True:
             try:
-                order = self._inbox.get(block=wait)
-            except queue.Empty:
-                return True
-            wait = False
-            if order is _STOP:
+                await asyncio.wait_for(self._failure.wait(), min(1.0, self.config.stall_s / 4))
+            except TimeoutError:
+                if (stalled := self._stalled()) is not None and self._worker is not None:
+                    for request_id in self._outboxes:
+                        self._worker.inbox.put(Abort(request_id))
+                    self._fail_waiters(stalled)
+                continue
+            if not await self._restart():
+                return
+
+    async def _restart(self) -> bool:
+        """A new engine, after a pause that doubles; no more of them when it fails too often."""
+        while True:
+            while self._failures and self._failures[0] < time.monotonic() - RESTART_WINDOW:
+                self._failures.popleft()
+            count = len(self._failures)
+            if count > self.config.restart_limit:
+                self._down = f"{self._down}; given up after {count - 1} restarts"
                 return False
-            if isinstance(order, Request):
-                engine.add_request(order)
-            elif isinstance(order, _Abort):
-                ended = engine.abort(order.request_id)
-                outputs += [ended] if ended is not None else []
+            await asyncio.sleep(min(MAX_BACKOFF, self.config.restart_backoff_s * 2.0 ** max(0, count - 1)))
+            try:
+                if self._worker is not None:
+                    await self._worker.ended()
+                await self._begin()
+                return True
+            except Exception as error:
+                log.exception("the engine could not be restarted")
+                self._down = f"{type(error).__name__}: {error}"
+                if not self._failure.is_set():
+                    self._failures.append(time.monotonic())
 
-    def _hand_over(self, function: "object", *args: object) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(function, *args)  # type: ignore[arg-type]
-        except RuntimeError:
-            log.warning("the event loop closed before the engine stopped")
-
-    def _deliver(self, outputs: list[StepOutput]) -> None:
-        for output in outputs:
-            if (outbox := self._outboxes.get(output.request_id)) is not None:
-                outbox.put_nowait(output)
-
-    def _fail(self, reason: str, _: list[StepOutput]) -> None:
-        self.healthy, self.reason = False, reason
-        for outbox in self._outboxes.values():
-            outbox.put_nowait(EngineError(f"The engine failed ({reason}); the request may be sent again."))
-
-
-def _delta(output: StepOutput, text: TextStream) -> EngineDelta:
-    last, stop = output.finish_reason is not None, output.finish_reason == "stop"
-    shown = text.push(output.token_ids, last=last, drop_last_token=stop)
-    reason: FinishReason | None = "stop" if last and text.stopped else output.finish_reason
-    return EngineDelta(output.token_ids, shown, output.logprobs, reason, output.metrics)
+    async def _end_supervisor(self) -> None:
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)

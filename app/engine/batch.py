@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.engine.scheduler import Schedule, ScheduledRow
+from app.engine.schedule import Schedule, ScheduledRow
 from app.kernels.plan import AttentionPlan, ContextPart, DecodePart, OwnPart, PrefixPart
 
 Ints = npt.NDArray[np.int64]
@@ -30,9 +30,7 @@ class ForwardBatch:
     plans: dict[int | None, AttentionPlan]
 
 
-def build_batch(
-    schedule: Schedule, *, block_size: int, num_kv_heads: int, windows: set[int | None]
-) -> ForwardBatch:
+def build_batch(schedule: Schedule, *, block_size: int, num_kv_heads: int, windows: set[int | None]) -> ForwardBatch:
     rows = schedule.rows
     starts = np.array([row.start for row in rows], dtype=np.int64)
     counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
@@ -47,9 +45,7 @@ def build_batch(
     last = (offsets + counts - 1)[samples]
     builder = _PlanBuilder(schedule, block_size, starts, counts, offsets)
     plans = {window: builder.plan(window) for window in windows}
-    return ForwardBatch(
-        torch.tensor(tokens), _tensor(positions), _tensor(kv_rows.reshape(-1)), _tensor(last), plans
-    )
+    return ForwardBatch(torch.tensor(tokens), _tensor(positions), _tensor(kv_rows.reshape(-1)), _tensor(last), plans)
 
 
 def _tensor(values: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Tensor:

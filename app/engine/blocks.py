@@ -5,9 +5,12 @@ A block is in exactly one of three states, and free + used + cached == total at 
   used    at least one running request refers to it
   cached  nobody refers to it, but its content has a key and can be taken up again; the least recently
           used is evicted first, when no free block is left
+A pinned block holds a key and a reference of its own: it counts as used and is never evicted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+
+NO_SOURCES: frozenset[str] = frozenset()
 
 
 class OutOfBlocks(Exception):
@@ -15,14 +18,19 @@ class OutOfBlocks(Exception):
 
 
 class Block:
-    """One page of KV memory. `prev` and `next` belong to the list it is in (intrusive, O(1) removal)."""
+    """One page of KV memory. `prev` and `next` belong to the list it is in (intrusive, O(1) removal).
 
-    __slots__ = ("id", "key", "next", "prev", "ref_count")
+    sources: the documents that the content of a block with a key was computed from.
+    """
+
+    __slots__ = ("id", "key", "next", "pinned", "prev", "ref_count", "sources")
 
     def __init__(self, block_id: int) -> None:
         self.id = block_id
         self.ref_count = 0
         self.key: bytes | None = None
+        self.pinned = False
+        self.sources = NO_SOURCES
         self.prev: Block | None = None
         self.next: Block | None = None
 
@@ -73,6 +81,7 @@ class BlockPool:
         self._free, self._cached = BlockList(), BlockList()
         self._by_key: dict[bytes, Block] = {}
         self._used = 0
+        self._pinned = 0
         self.evictions = 0
         for block in self._blocks:
             self._free.append(block)
@@ -92,6 +101,11 @@ class BlockPool:
     @property
     def cached(self) -> int:
         return len(self._cached)
+
+    @property
+    def pinned(self) -> int:
+        """Of the used ones."""
+        return self._pinned
 
     @property
     def available(self) -> int:
@@ -120,11 +134,44 @@ class BlockPool:
             self._used += 1
         block.ref_count += 1
 
-    def publish(self, block: Block, key: bytes) -> None:
+    def publish(self, block: Block, key: bytes, sources: frozenset[str] = NO_SOURCES) -> None:
         """Make a fully written block findable. The first block with a key keeps it."""
-        if block.key is None and key not in self._by_key:
+        holder = self._by_key.get(key)
+        if holder is None and block.key is None:
             block.key = key
-            self._by_key[key] = block
+            holder = self._by_key[key] = block
+        if holder is not None:
+            self.attribute(holder, sources)
+
+    def attribute(self, block: Block, sources: frozenset[str]) -> None:
+        """Somebody says that this content is from these sources, too."""
+        if not sources <= block.sources:
+            block.sources |= sources
+
+    def pin(self, block: Block) -> None:
+        """Keep a published block for good."""
+        if not block.pinned:
+            assert block.key is not None
+            self.take(block)
+            block.pinned = True
+            self._pinned += 1
+
+    def forget(self, source_ids: Collection[str]) -> int:
+        """Drop the keys and pins of everything computed from these sources; returns how many blocks that were."""
+        found = [b for b in self._blocks if b.key is not None and not b.sources.isdisjoint(source_ids)]
+        for block in found:
+            self._drop_key(block)
+            if block.pinned:
+                block.pinned = False
+                self._pinned -= 1
+                self.release([block])
+            elif block.ref_count == 0:
+                self._cached.remove(block)
+                self._free.append(block)
+        return len(found)
+
+    def free_ids(self) -> list[int]:
+        return [block.id for block in self._free]
 
     def release(self, blocks: Sequence[Block]) -> None:
         """Give up one reference each. Last first, so that the tail of a chain is evicted before its head."""
@@ -135,13 +182,12 @@ class BlockPool:
                 (self._free if block.key is None else self._cached).append(block)
 
     def forget_all(self) -> None:
-        """Drop every key; cached blocks become free. Running requests keep their blocks."""
+        """Drop every key that is not pinned; cached blocks become free. Running requests keep their blocks."""
         for block in list(self._cached):
             self._cached.remove(block)
             self._free.append(block)
-        for block in self._by_key.values():
-            block.key = None
-        self._by_key.clear()
+        for block in [block for block in self._by_key.values() if not block.pinned]:
+            self._drop_key(block)
 
     def is_consistent(self) -> bool:
         """The invariant, by walking everything. For tests and for the doctor, not for the hot path."""
@@ -149,13 +195,18 @@ class BlockPool:
         lists = sum(1 for _ in self._free) + sum(1 for _ in self._cached)
         keyed = all(self._by_key.get(b.key) is b for b in self._blocks if b.key is not None)
         idle = all(b.key is None for b in self._free) and all(b.key is not None for b in self._cached)
+        pins = [block for block in self._blocks if block.pinned]
+        kept = len(pins) == self._pinned and all(b.key is not None and b.ref_count > 0 for b in pins)
         counts = self.free + self.used + self.cached == self.total == in_use + lists
-        return counts and keyed and idle and in_use == self.used
+        return counts and keyed and idle and kept and in_use == self.used
 
     def _evict(self) -> Block:
         block = self._cached.popleft()
-        assert block.key is not None
-        del self._by_key[block.key]
-        block.key = None
+        self._drop_key(block)
         self.evictions += 1
         return block
+
+    def _drop_key(self, block: Block) -> None:
+        assert block.key is not None
+        del self._by_key[block.key]
+        block.key, block.sources = None, NO_SOURCES

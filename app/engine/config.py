@@ -1,11 +1,15 @@
 """What the engine is told at start and what a request may ask of its sampling. Plain data, no torch."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 LoadFormat = Literal["auto", "dummy"]
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIAS = 100.0
+MAX_BIASED_TOKENS = 1024
 
 
 def _require(ok: bool, message: str) -> None:
@@ -26,6 +30,9 @@ class EngineConfig:
     max_num_batched_tokens: token budget of one step.  max_num_seqs: requests running at once.
     max_model_len: prompt plus output tokens of one request; None takes the checkpoint's, capped by the pool.
     threads: torch threads of the engine thread; None uses every core this process may run on.
+    restart_limit: how often AsyncEngine starts anew within ten minutes after failed steps, the first time after
+        restart_backoff_s, then after twice as long each time.
+    stall_s: no step progressed for so long while there was work: not healthy, and waiters fail.
     """
 
     model: str | Path
@@ -41,6 +48,9 @@ class EngineConfig:
     max_model_len: int | None = None
     seed: int = 0
     threads: int | None = None
+    restart_limit: int = 5
+    restart_backoff_s: float = 0.5
+    stall_s: float = 120.0
 
     def __post_init__(self) -> None:
         _require(str(self.model) != "", "model must name a folder or a hub id")
@@ -53,17 +63,26 @@ class EngineConfig:
         for name in ("num_blocks", "kv_cache_bytes", "max_model_len", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 or None")
+        _require(self.restart_limit >= 0, "restart_limit must be at least 0")
+        _require(self.restart_backoff_s >= 0, "restart_backoff_s must be at least 0")
+        _require(self.stall_s > 0, "stall_s must be more than 0")
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen and when to stop. Raises ValueError, naming the field, on bad values.
+    """How the next token is chosen and when to stop. Raises ValueError, naming field and limit, on bad values.
 
-    temperature: 0 is greedy.  top_k: 0 keeps all.  top_p: mass kept, in (0, 1].
+    The model's logits meet, in this order: repetition, frequency and presence penalty, logit_bias, temperature,
+    then top_k, min_p, top_p, each over what the one before left. temperature 0 is greedy: the highest logit.
+    top_k: 0 keeps all.  min_p: share of the likeliest token's probability.  top_p: mass kept, in (0, 1].
+    presence_penalty, frequency_penalty: subtracted once, or per occurrence, for tokens of the output so far.
+    repetition_penalty: divides positive logits of tokens in prompt or output, multiplies negative ones; 1 is off.
+    logit_bias: token id to what is added to its logit.
     seed: the same seed gives the same tokens whatever else is in the batch (float32); None draws one.
     stop: strings that end the output and are not part of it.  stop_token_ids: ids that end the output.
     ignore_eos: the model's own end tokens do not end the output.  min_tokens: no end id before that many.
-    logprobs: None, or 0 for the natural log probability of each sampled token under the unscaled model.
+    logprobs: None, or how many alternatives (0 to 20) come with the natural log probability of each sampled
+        token; all under the model as it is, before penalties, bias and temperature.
     """
 
     temperature: float = 1.0
@@ -76,23 +95,50 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         stop: str | tuple[str, ...] = self.stop  # a lone string, as the OpenAI API allows it
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        self._check_distribution()
+        self._check_ends()
+
+    def _check_distribution(self) -> None:
         finite = math.isfinite(self.temperature) and self.temperature >= 0
         _require(finite, f"temperature must be a number of at least 0, not {self.temperature}")
         _require(self.top_k >= 0, f"top_k must be 0 (off) or positive, not {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
+        _require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], not {self.min_p}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(-2 <= getattr(self, name) <= 2, f"{name} must be in [-2, 2], not {getattr(self, name)}")
+        in_range = 0 < self.repetition_penalty <= 10
+        _require(in_range, f"repetition_penalty must be in (0, 10], not {self.repetition_penalty}")
+        few = len(self.logit_bias) <= MAX_BIASED_TOKENS
+        _require(few, f"logit_bias names {len(self.logit_bias)} tokens; at most {MAX_BIASED_TOKENS} are allowed")
+        for token, bias in self.logit_bias.items():
+            small = token >= 0 and abs(bias) <= MAX_LOGIT_BIAS  # also false for NaN
+            _require(small, f"logit_bias must map token ids to [-{MAX_LOGIT_BIAS:g}, {MAX_LOGIT_BIAS:g}], not {bias}")
+
+    def _check_ends(self) -> None:
         _require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
         in_range = 0 <= self.min_tokens <= self.max_tokens
         _require(in_range, f"min_tokens must be between 0 and max_tokens, not {self.min_tokens}")
         _require(all(self.stop), "stop strings must not be empty")
         _require(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids must not be negative")
         _require(self.seed is None or 0 <= self.seed < 2**63, "seed must be in [0, 2**63)")
-        _require(self.logprobs in (None, 0), "logprobs must be None or 0 (the sampled token's)")
+        some = self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS
+        _require(some, f"logprobs must be None or between 0 and {MAX_TOP_LOGPROBS}, not {self.logprobs}")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)

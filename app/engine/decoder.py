@@ -25,6 +25,13 @@ class KVCache:
         pages = [torch.zeros(shape, dtype=dtype) for _ in range(2 * spec.num_layers)]
         return cls(pages[: spec.num_layers], pages[spec.num_layers :])
 
+    def clear(self, block_ids: list[int]) -> None:
+        """Zero these pages: what a former owner left there, NaN perhaps, must not reach sums it has no weight in."""
+        if block_ids:
+            where = torch.tensor(block_ids)
+            for pages in (*self.keys, *self.values):
+                pages.index_fill_(0, where, 0)
+
 
 class Decoder:
     """forward(batch, cache) writes the batch's keys and values and returns logits of the rows that sample."""
@@ -44,9 +51,7 @@ class Decoder:
         x = rms_norm(x.index_select(0, batch.last), self.weights.norm, self.spec.rms_norm_eps)
         return F.linear(x, self.weights.head).float()
 
-    def _attention(
-        self, x: Tensor, i: int, rope: tuple[Tensor, Tensor], batch: ForwardBatch, cache: KVCache
-    ) -> Tensor:
+    def _attention(self, x: Tensor, i: int, rope: tuple[Tensor, Tensor], batch: ForwardBatch, cache: KVCache) -> Tensor:
         spec, layer = self.spec, self.weights.layers[i]
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, dim)

@@ -3,39 +3,26 @@
 import itertools
 import random
 import time
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
 from app.engine.admission import Limits, check_request
 from app.engine.blocks import BlockPool
 from app.engine.config import EngineConfig, SamplingParams
-from app.engine.detokenizer import TextStream
-from app.engine.prefix import BlockHasher
-from app.engine.request import FinishReason, Request, RequestOutput, Sequence, StepOutput, TokenSegment
+from app.engine.facts import EngineLoad, EngineStats, Forecaster
+from app.engine.offline import Collected
+from app.engine.prefix import BlockHasher, Label, LabelCount
+from app.engine.quote_lock import QuoteLock, QuoteSources
+from app.engine.request import EngineError, FinishReason, Request, RequestOutput, Sequence, StepOutput, TokenSegment
 from app.engine.runner import ModelRunner, Sampled, resolve_threads
-from app.engine.scheduler import Schedule, ScheduledRow, Scheduler
+from app.engine.schedule import Schedule, ScheduledRow
+from app.engine.scheduler import Scheduler
 from app.engine.tokenizer import Tokenizer, has_tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot after a step. Blocks: free + used + cached == total. tokens_per_s: output, over recent steps."""
-
-    running: int = 0
-    waiting: int = 0
-    total_blocks: int = 0
-    free_blocks: int = 0
-    used_blocks: int = 0
-    cached_blocks: int = 0
-    steps: int = 0
-    tokens_per_s: float = 0.0
-    prompt_tokens: int = 0
-    prefill_tokens_computed: int = 0
-    output_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    preemptions: int = 0
+MAX_PINNED = 0.5  # of the pool
 
 
 class LLMEngine:
@@ -47,36 +34,53 @@ class LLMEngine:
     def __init__(self, config: EngineConfig) -> None:
         torch.set_num_threads(resolve_threads(config.threads))
         self.config = config
-        self.runner = ModelRunner(config)
-        runner = self.runner
-        hasher = BlockHasher(f"{runner.folder.resolve()}:{runner.dtype}", config.block_size)
+        self.runner = runner = ModelRunner(config)
         self.pool = BlockPool(runner.num_blocks)
+        size, model_id = config.block_size, f"{runner.folder.resolve()}:{runner.dtype}"
+        hasher = BlockHasher(model_id, size) if config.enable_prefix_cache else None
+        # Its own hasher: prompts are fingerprinted in the caller's thread.
+        outside = BlockHasher(model_id, size) if config.enable_prefix_cache else None
+        self.forecast = Forecaster(self.pool, outside, block_size=size)
         self.scheduler = Scheduler(
             self.pool,
-            hasher if config.enable_prefix_cache else None,
+            hasher,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
-            block_size=config.block_size,
+            block_size=size,
+            cost=self.forecast.cost,
         )
+        self.forecast.refresh(self.scheduler)
         self.tokenizer = Tokenizer(runner.folder) if has_tokenizer(runner.folder) else None
-        self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, self.tokenizer is not None)
+        has_text = self.tokenizer is not None
+        self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, has_text, config.max_num_seqs)
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
         self._stats = EngineStats(total_blocks=self.pool.total, free_blocks=self.pool.total)
+        self._ended: dict[FinishReason, int] = {}
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def add_request(self, request: Request) -> None:
-        """Raises InvalidRequest or ContextTooLong; an id that is running already is a ValueError."""
+    def add_request(self, request: Request, arrived: float | None = None) -> None:
+        """Raises InvalidRequest or ContextTooLong; an id that is running already is a ValueError.
+
+        arrived: by time.perf_counter(), where that was earlier than now.
+        """
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is running already")
         max_tokens = check_request(request, self.limits)
         seed = request.sampling.seed
-        seq = Sequence(request, self._seeds.getrandbits(63) if seed is None else seed, max_tokens)
+        seq = Sequence(request, self._seeds.getrandbits(63) if seed is None else seed, max_tokens, arrived)
+        seq.lock = self._quote_lock(request)
         self._sequences[request.request_id] = seq
         self.scheduler.add(seq)
+        self.forecast.arrived(seq)
+
+    def _quote_lock(self, request: Request) -> QuoteLock | None:
+        if not request.quote_sources or self.tokenizer is None:
+            return None
+        return QuoteLock(self.tokenizer.vocabulary, QuoteSources(request.quote_sources))
 
     def abort(self, request_id: str) -> StepOutput | None:
         """End a request wherever it is and give its blocks back; None if it has ended already."""
@@ -87,14 +91,18 @@ class LLMEngine:
         return [self._finish(seq, [], "abort") for seq in list(self._sequences.values())]
 
     def step(self) -> list[StepOutput]:
-        """Schedule, run, postprocess. A step in which nothing can be scheduled returns no outputs."""
+        """Schedule, run, postprocess. A step in which nothing can be scheduled returns no tokens."""
         began = time.perf_counter()
+        outputs = [self._finish(seq, [], "deadline") for seq in self.scheduler.expired()]
         schedule = self.scheduler.schedule()
         if not schedule.rows:
-            return []
+            self._count(schedule, 0, 0.0)
+            return outputs
         sampled = self._run(schedule)
-        outputs = self._postprocess(schedule, sampled)
-        self._count(schedule, sampled, time.perf_counter() - began)
+        outputs += self._postprocess(schedule, sampled)
+        seconds, ended = time.perf_counter() - began, sum(output.finish_reason is not None for output in outputs)
+        self.forecast.stepped(schedule.shape(), seconds, ended)
+        self._count(schedule, len(sampled.token_ids), seconds)
         return outputs
 
     def generate(
@@ -112,7 +120,7 @@ class LLMEngine:
             check_request(request, self.limits)
         for request in requests:
             self.add_request(request)
-        collected = {r.request_id: _Collected(r, self.tokenizer) for r in requests}
+        collected = {r.request_id: Collected(r, self.tokenizer) for r in requests}
         while self.has_work:
             for output in self.step():
                 if collected[output.request_id].add(output) and output.finish_reason is None:
@@ -128,8 +136,52 @@ class LLMEngine:
         self.generate([prompt, prompt[: length // 2]], SamplingParams(max_tokens=2, ignore_eos=True))
         self.pool.forget_all()
 
+    def pin(self, segments: Seq[TokenSegment]) -> int:
+        """Compute the whole blocks of this prefix and keep them for good; returns how many tokens they hold.
+
+        For a start, before there are requests: raises EngineError beside running work, and ValueError where more
+        than MAX_PINNED of the pool would be pinned. Requests may then be shorter by what is pinned.
+        """
+        if self.has_work:
+            raise EngineError("pin() needs an engine without work.")
+        self.generate_requests([pin_request(segments)])
+        return self.keep(segments)
+
+    def keep(self, segments: Seq[TokenSegment]) -> int:
+        """Pin as much of this prefix as is in the cache now; returns how many tokens that is."""
+        prompt = self.forecast.keys(segments)
+        found = list(itertools.takewhile(lambda block: block is not None, map(self.pool.lookup, prompt.keys)))
+        blocks = [block for block in found if block is not None]
+        pinned = self.pool.pinned + sum(not block.pinned for block in blocks)
+        if pinned > MAX_PINNED * self.pool.total:
+            raise ValueError(f"{pinned} blocks would be pinned; at most {MAX_PINNED:.0%} of {self.pool.total} may be")
+        for block in blocks:
+            self.pool.pin(block)
+        self._pins_changed()
+        return len(blocks) * self.config.block_size
+
+    def forget(self, source_ids: Collection[str]) -> list[StepOutput]:
+        """Drop every block and pin computed from these sources and clear free memory; whoever reads them ends."""
+        ended = [self._finish(seq, [], "forgotten") for seq in self.scheduler.users_of(source_ids)]
+        self.pool.forget(source_ids)
+        self.runner.cache.clear(self.pool.free_ids())
+        self._pins_changed()
+        return ended
+
     def stats(self) -> EngineStats:
         return self._stats
+
+    def load(self) -> EngineLoad:
+        return self.forecast.load
+
+    def label_counts(self) -> dict[Label, LabelCount]:
+        """Prompt tokens and prefix cache hits per access label."""
+        return self.scheduler.labels.snapshot()
+
+    def _pins_changed(self) -> None:
+        room = (self.pool.total - self.pool.pinned) * self.config.block_size
+        self.limits = replace(self.limits, max_model_len=min(self.runner.max_model_len, room))
+        self._count(Schedule(), 0, 0.0)
 
     def _run(self, schedule: Schedule) -> Sampled:
         with torch.inference_mode():
@@ -143,20 +195,23 @@ class LLMEngine:
             samples = row.samples
             self.scheduler.advance(row)
             if samples:
-                i = next(sampling_rows)
-                logprob = sampled.logprobs[i] if sampled.logprobs is not None else None
-                outputs.append(self._append(row, sampled.token_ids[i], logprob))
+                outputs.append(self._append(row, sampled, next(sampling_rows)))
         return outputs
 
-    def _append(self, row: ScheduledRow, token: int, logprob: float | None) -> StepOutput:
-        seq = row.seq
-        seq.first_token = seq.first_token or time.perf_counter()
+    def _append(self, row: ScheduledRow, sampled: Sampled, i: int) -> StepOutput:
+        seq, token = row.seq, sampled.token_ids[i]
+        if not seq.first_token:
+            seq.first_token = time.perf_counter()
+            self.forecast.started_output(seq)
         seq.tokens.append(token)
-        logprobs = [logprob] if seq.sampling.logprobs is not None and logprob is not None else None
+        if seq.lock is not None:
+            seq.lock.advance(token)
         reason = self._end_reason(seq, token)
-        if reason is None:
-            return StepOutput(seq.request_id, [token], logprobs)
-        return self._finish(seq, [token], reason, logprobs)
+        output = StepOutput(seq.request_id, [token]) if reason is None else self._finish(seq, [token], reason)
+        if seq.sampling.logprobs is None:
+            return output
+        top = [sampled.top_logprobs[i]] if seq.sampling.logprobs else None
+        return replace(output, logprobs=[sampled.logprobs[i]], top_logprobs=top)
 
     def _end_reason(self, seq: Sequence, token: int) -> FinishReason | None:
         is_eos = not seq.sampling.ignore_eos and token in self.runner.spec.eos_token_ids
@@ -164,18 +219,21 @@ class LLMEngine:
             return "stop"
         return "length" if seq.num_output_tokens >= seq.max_tokens else None
 
-    def _finish(
-        self, seq: Sequence, tokens: list[int], reason: FinishReason, logprobs: list[float] | None = None
-    ) -> StepOutput:
+    def _finish(self, seq: Sequence, tokens: list[int], reason: FinishReason) -> StepOutput:
         self.scheduler.finish(seq)
+        self.runner.discard(seq)
+        self.forecast.ended(seq)
         del self._sequences[seq.request_id]
-        return StepOutput(seq.request_id, tokens, logprobs, reason, seq.metrics())
+        self._ended[reason] = self._ended.get(reason, 0) + 1
+        return StepOutput(seq.request_id, tokens, finish_reason=reason, metrics=seq.metrics())
 
-    def _count(self, schedule: Schedule, sampled: Sampled, seconds: float) -> None:
+    def _count(self, schedule: Schedule, output_tokens: int, seconds: float) -> None:
         last, pool, scheduler = self._stats, self.pool, self.scheduler
-        rate = len(sampled.token_ids) / max(seconds, 1e-6)
         started = [row for row in schedule.rows if row.start == row.seq.num_cached and not row.seq.num_preemptions]
         prefill = sum(max(0, min(r.seq.num_prompt_tokens - r.start, r.num_tokens)) for r in schedule.rows)
+        rate = output_tokens / max(seconds, 1e-6)
+        rate = rate if not last.steps else 0.9 * last.tokens_per_s + 0.1 * rate
+        ended = self._ended
         self._stats = EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -183,38 +241,21 @@ class LLMEngine:
             free_blocks=pool.free,
             used_blocks=pool.used,
             cached_blocks=pool.cached,
-            steps=last.steps + 1,
-            tokens_per_s=rate if not last.steps else 0.9 * last.tokens_per_s + 0.1 * rate,
+            steps=last.steps + bool(schedule.rows),
+            tokens_per_s=rate if schedule.rows else last.tokens_per_s,
             prompt_tokens=last.prompt_tokens + sum(row.seq.num_prompt_tokens for row in started),
             prefill_tokens_computed=last.prefill_tokens_computed + prefill,
-            output_tokens=last.output_tokens + len(sampled.token_ids),
+            output_tokens=last.output_tokens + output_tokens,
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             preemptions=scheduler.preemptions,
+            pinned_blocks=pool.pinned,
+            aborts=ended.get("abort", 0),
+            expired=ended.get("deadline", 0),
+            forgotten=ended.get("forgotten", 0),
         )
+        self.forecast.refresh(scheduler)
 
 
-class _Collected:
-    """What generate() has of one request so far."""
-
-    def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
-        self.tokens: list[int] = []
-        self.logprobs: list[float] | None = [] if request.sampling.logprobs is not None else None
-        self.text = ""
-        self.end: StepOutput | None = None
-        self._request_id = request.request_id
-        self._stream = TextStream(tokenizer, request.sampling.stop)
-
-    def add(self, output: StepOutput) -> bool:
-        """Whether a stop string is complete."""
-        self.tokens += output.token_ids
-        if self.logprobs is not None:
-            self.logprobs += output.logprobs or []
-        last, stop = output.finish_reason is not None, output.finish_reason == "stop"
-        self.text += self._stream.push(output.token_ids, last=last, drop_last_token=stop)
-        self.end = output if last else self.end
-        return self._stream.stopped
-
-    def output(self) -> RequestOutput:
-        assert self.end is not None and self.end.finish_reason is not None and self.end.metrics is not None
-        reason: FinishReason = "stop" if self._stream.stopped else self.end.finish_reason
-        return RequestOutput(self._request_id, self.tokens, self.text, reason, self.logprobs, self.end.metrics)
+def pin_request(segments: Seq[TokenSegment]) -> Request:
+    """One token after the prefix: what computes its blocks."""
+    return Request("pin", tuple(segments), SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))

@@ -9,12 +9,15 @@ Equal tokens under different labels never share; only text with the empty label 
 import hashlib
 import struct
 from array import array
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 Label = frozenset[str]
 ROOT = b""
+MAX_LABELS = 1024
 MIN_SHARED_BLOCKS = 2  # a shared run shorter than this is cheaper to read once per row
 
 
@@ -61,10 +64,53 @@ class LabelChain:
 
     def through(self, end: int) -> Label:
         """The union over all segments that have a token before position `end`; output counts as the last."""
-        for segment_end, union in zip(self._ends, self._unions, strict=True):
-            if end <= segment_end:
-                return union
-        return self._unions[-1] if self._unions else Label()
+        if not self._ends:
+            return Label()
+        return self._unions[min(bisect_left(self._ends, end), len(self._ends) - 1)]
+
+    def runs(self) -> list[tuple[int, Label]]:
+        """Where each segment ends, and the union up to there."""
+        return list(zip(self._ends, self._unions, strict=True))
+
+
+@dataclass(slots=True)
+class LabelCount:
+    """Requests with text under a label, its prompt tokens, and how many of those were found in the cache."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+
+
+class LabelCounts:
+    """A count per label, at most MAX_LABELS of them: the one not seen for longest goes."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[Label, LabelCount] = OrderedDict()
+
+    def count(self, labels: LabelChain, num_cached: int) -> None:
+        """One request has started with so many leading tokens found in the cache."""
+        start, last = 0, None
+        for end, label in labels.runs():
+            count = self._counts.setdefault(label, LabelCount())
+            self._counts.move_to_end(label)
+            count.requests += label != last
+            count.prompt_tokens += end - start
+            count.hit_tokens += max(0, min(end, num_cached) - start)
+            start, last = end, label
+        while len(self._counts) > MAX_LABELS:
+            self._counts.popitem(last=False)
+
+    def snapshot(self) -> dict[Label, LabelCount]:
+        return {label: replace(count) for label, count in self._counts.items()}
+
+
+def block_keys(hasher: BlockHasher, tokens: Sequence[int], labels: LabelChain, count: int) -> list[bytes]:
+    """Keys of the first `count` blocks of a prompt."""
+    keys, size = [ROOT], hasher.block_size
+    for start in range(0, count * size, size):
+        keys.append(hasher.key(keys[-1], tokens[start : start + size], labels.through(start + size)))
+    return keys[1:]
 
 
 @dataclass(frozen=True, slots=True)

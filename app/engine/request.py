@@ -1,35 +1,54 @@
 """The engine's nouns: what comes in, what runs, what goes out. No torch."""
 
+import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.engine.blocks import Block
 from app.engine.config import SamplingParams
 from app.engine.prefix import Label, LabelChain
+from app.engine.quote_lock import QuoteLock
 
-FinishReason = Literal["stop", "length", "abort"]
+# deadline: it could not start in time.  forgotten: one of its sources was forgotten meanwhile.
+FinishReason = Literal["stop", "length", "abort", "deadline", "forgotten"]
+Alternatives = list[tuple[int, float]]  # the likeliest tokens at one position, with their log probabilities
 
 
 class EngineError(Exception):
     """The engine could not finish a request through no fault of the request; it may be sent again."""
 
+    retryable = True
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSegment:
-    """A run of prompt tokens with the access atoms (tenant, matters) of its text; empty is firm-wide."""
+    """A run of prompt tokens with the access atoms (tenant, matters) of its text; empty is firm-wide.
+
+    source_ids: the documents the text is from, so that LLMEngine.forget() finds what was computed from them.
+    """
 
     token_ids: list[int]
     label: Label = field(default_factory=frozenset)
+    source_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt, the concatenation of its segments, and how to continue it."""
+    """One prompt, the concatenation of its segments, and how to continue it.
+
+    priority: higher starts earlier; a waiting request gains one level per AGEING_SECONDS (scheduler.py).
+    max_queue_seconds: not started by then, it ends with finish_reason "deadline"; None waits as long as it takes.
+    quote_sources: numbered passages, the first is [1]; where given, quotes and citation numbers in the output are
+    constrained to what they say (quote_lock.py).
+    """
 
     request_id: str
     segments: tuple[TokenSegment, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    max_queue_seconds: float | None = None
+    quote_sources: tuple[str, ...] = ()
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -60,6 +79,7 @@ class RequestOutput:
     finish_reason: FinishReason
     logprobs: list[float] | None
     metrics: RequestMetrics
+    top_logprobs: list[Alternatives] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +91,21 @@ class StepOutput:
     logprobs: list[float] | None = None
     finish_reason: FinishReason | None = None
     metrics: RequestMetrics | None = None
+    top_logprobs: list[Alternatives] | None = None
+
+
+def choices(request: Request, count: int) -> list[Request]:
+    """`n` of the OpenAI API: that many requests that share the prompt's blocks, each with a seed of its own."""
+    return [
+        replace(request, request_id=f"{request.request_id}/{i}", sampling=_own_seed(request.sampling, i))
+        for i in range(count)
+    ]
+
+
+def _own_seed(sampling: SamplingParams, choice: int) -> SamplingParams:
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=random.Random(f"{sampling.seed}/{choice}").getrandbits(63))
 
 
 class Sequence:
@@ -82,19 +117,24 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrived", "block_ids", "blocks", "finish_reason", "first_token", "keys", "labels", "logprobs",
-        "max_tokens", "num_cached", "num_computed", "num_preemptions", "num_prompt_tokens", "pending",
-        "request_id", "sampling", "seed", "started", "tokens", "waits_for",
+        "arrived", "block_ids", "blocks", "first_token", "keys", "labels", "lock", "max_queue_seconds", "max_tokens",
+        "num_cached", "num_computed", "num_preemptions", "num_prompt_tokens", "overtaken", "pending", "planned",
+        "predicted_ttft", "priority", "rank", "request_id", "resident", "sampling", "seed", "sources", "started",
+        "tokens", "waits_for",
     )  # fmt: skip
 
-    def __init__(self, request: Request, seed: int, max_tokens: int) -> None:
+    def __init__(self, request: Request, seed: int, max_tokens: int, arrived: float | None = None) -> None:
         self.request_id = request.request_id
         self.sampling = request.sampling
+        self.priority = request.priority
+        self.max_queue_seconds = request.max_queue_seconds
         self.seed = seed
         self.max_tokens = max_tokens
         self.tokens = request.prompt_token_ids
         self.num_prompt_tokens = len(self.tokens)
         self.labels = LabelChain([(len(s.token_ids), s.label) for s in request.segments])
+        self.sources = LabelChain([(len(s.token_ids), frozenset(s.source_ids)) for s in request.segments])
+        self.lock: QuoteLock | None = None
         self.num_computed = 0
         self.num_cached = 0
         self.num_preemptions = 0
@@ -103,11 +143,14 @@ class Sequence:
         self.keys: list[bytes] = []
         self.pending: list[bytes] = []
         self.waits_for: bytes | None = None
-        self.logprobs: list[float] = []
-        self.finish_reason: FinishReason | None = None
-        self.arrived = time.perf_counter()
+        self.rank = 0.0  # place in the queue, see scheduler.py; lower is sooner
+        self.overtaken = 0
+        self.resident = 0  # leading blocks last seen in the cache
+        self.arrived = time.perf_counter() if arrived is None else arrived
         self.started = 0.0
         self.first_token = 0.0
+        self.predicted_ttft = 0.0  # these two are the forecaster's
+        self.planned: list[bytes] = []
 
     @property
     def num_output_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,8 +12,10 @@ from app.engine.batch import build_batch
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder, KVCache
 from app.engine.loader import dummy_weights, load_weights
-from app.engine.sampler import sample, sampling_batch
-from app.engine.scheduler import Schedule
+from app.engine.request import Alternatives, Sequence
+from app.engine.sampler import SampledTokens, sample
+from app.engine.sampling_batch import SamplingBatches
+from app.engine.schedule import Schedule
 from app.engine.spec import DecoderSpec, read_spec
 
 DEFAULT_KV_BYTES = 512 * 1024**2
@@ -25,10 +27,11 @@ _OPTIONAL_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Tokens of the rows that sampled, in row order; logprobs where any row asked for them."""
+    """Tokens of the rows that sampled, in row order; by the index of a row among them, what it asked for besides."""
 
     token_ids: list[int]
-    logprobs: list[float] | None
+    logprobs: dict[int, float] = field(default_factory=dict)
+    top_logprobs: dict[int, Alternatives] = field(default_factory=dict)
 
 
 def resolve_folder(model: str | Path) -> Path:
@@ -57,7 +60,7 @@ def _download(model: str) -> Path:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """"auto" on a CPU: bfloat16 where it multiplies natively. Measured on a Zen 5 core with batches of 8 and
+    """ "auto" on a CPU: bfloat16 where it multiplies natively. Measured on a Zen 5 core with batches of 8 and
     more tokens: linear layers 3-5x faster than float32; at one token about equal."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -84,6 +87,7 @@ class ModelRunner:
         weights = load or load_weights(folder, self.spec, self.dtype)
         self.decoder = Decoder(self.spec, weights, self.max_model_len)
         self.cache = KVCache.allocate(self.spec, self.num_blocks, config.block_size, self.dtype)
+        self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
         self._windows = set(self.spec.windows)
 
     def run(self, schedule: Schedule) -> Sampled:
@@ -93,12 +97,28 @@ class ModelRunner:
             num_kv_heads=self.spec.num_kv_heads,
             windows=self._windows,
         )
+        self.cache.clear(schedule.partial_blocks)
         logits = self.decoder.forward(batch, self.cache)
         seqs = [row.seq for row in schedule.rows if row.samples]
         if not seqs:
-            return Sampled([], None)
-        tokens, logprobs = sample(logits, sampling_batch(seqs, self.spec.eos_token_ids))
-        return Sampled(tokens.tolist(), None if logprobs is None else logprobs.tolist())
+            return Sampled([])
+        request = self.sampling.batch(seqs)
+        return _sampled(sample(logits, request), request.with_logprobs.tolist(), seqs)
+
+    def discard(self, seq: Sequence) -> None:
+        """The sequence has ended."""
+        self.sampling.discard(seq)
+
+
+def _sampled(found: SampledTokens, rows: list[int], seqs: list[Sequence]) -> Sampled:
+    sampled = Sampled(found.tokens.tolist())
+    if not rows:
+        return sampled
+    sampled.logprobs.update(zip(rows, found.logprobs.tolist(), strict=True))
+    for i, ids, values in zip(rows, found.top_ids.tolist(), found.top_logprobs.tolist(), strict=True):
+        count = seqs[i].sampling.logprobs or 0
+        sampled.top_logprobs[i] = list(zip(ids[:count], values[:count], strict=True))
+    return sampled
 
 
 def pool_shape(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype) -> tuple[int, int]:

@@ -4,7 +4,6 @@ A sampled row draws one uniform number, a function of its seed and its position 
 up in its cumulative distribution: neither the batch nor preemption changes what a seed gives.
 """
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,47 +11,58 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.engine.request import Sequence
-
 _CANDIDATES = 256  # tokens ranked for top-p before all of them are; sorting 8,192 took half as long as a step
+Pairs = tuple[Tensor, Tensor]
+
+
+@dataclass(slots=True)
+class Penalties:
+    """For the rows int64 [m] that have any: what the request's tokens so far cost them.
+
+    counts: float32 [m, vocab], occurrences in the output.  seen: bool [m, vocab], in prompt or output.
+    presence, frequency, repetition: float32 [m, 1].
+    """
+
+    rows: Tensor
+    counts: Tensor
+    seen: Tensor
+    presence: Tensor
+    frequency: Tensor
+    repetition: Tensor
 
 
 @dataclass(slots=True)
 class SamplingBatch:
-    """Per row: temperature, top_p float32 [n]; top_k, uniform as int64 and float64 [n].
+    """Per row: temperature, top_p, min_p float32 [n]; top_k, uniform as int64 and float64 [n].
 
-    sampled: int64, the rows that are not greedy.  banned: (row, token) pairs that must not be chosen now.
+    locked: rows int64 [m] inside a quote, and bool [m, vocab], the tokens that no source has there.
+    sampled: int64, the rows that are not greedy.  banned, biased: (row, token) pairs that must not be chosen now,
+    and those that `bias` is added to.  with_logprobs: int64, rows that want them; num_top: the most alternatives.
     """
 
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
     uniform: Tensor
     sampled: Tensor
-    banned: tuple[list[int], list[int]]
-    with_logprobs: bool
+    with_logprobs: Tensor
+    num_top: int = 0
+    banned: Pairs | None = None
+    locked: Pairs | None = None
+    biased: Pairs | None = None
+    bias: Tensor | None = None
+    penalties: Penalties | None = None
 
 
-def sampling_batch(seqs: Seq[Sequence], eos_token_ids: Seq[int]) -> SamplingBatch:
-    params = [seq.sampling for seq in seqs]
-    seeds = np.array([seq.seed for seq in seqs], dtype=np.uint64)
-    steps = np.array([seq.num_output_tokens for seq in seqs], dtype=np.uint64)
-    rows: list[int] = []
-    tokens: list[int] = []
-    for i, seq in enumerate(seqs):
-        if seq.num_output_tokens < seq.sampling.min_tokens:
-            ends = {*seq.sampling.stop_token_ids, *eos_token_ids}
-            rows += [i] * len(ends)
-            tokens += ends
-    return SamplingBatch(
-        temperature=torch.tensor([p.temperature for p in params]),
-        top_k=torch.tensor([p.top_k for p in params]),
-        top_p=torch.tensor([p.top_p for p in params]),
-        uniform=torch.from_numpy(uniform(seeds, steps)),
-        sampled=torch.tensor([i for i, p in enumerate(params) if not p.is_greedy], dtype=torch.int64),
-        banned=(rows, tokens),
-        with_logprobs=any(p.logprobs is not None for p in params),
-    )
+@dataclass(slots=True)
+class SampledTokens:
+    """tokens: int64 [n].  Of the m rows with logprobs: logprobs float32 [m], top_ids and top_logprobs [m, num_top]."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
 
 
 def uniform(seeds: npt.NDArray[np.uint64], steps: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
@@ -69,53 +79,86 @@ def _splitmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def sample(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor | None]:
-    """Tokens int64 [n] from float32 logits [n, vocab], and their natural log probabilities if anybody asked."""
-    logprobs = logits.log_softmax(-1) if batch.with_logprobs else None
-    if batch.banned[0]:
-        logits[batch.banned] = float("-inf")
+def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
+    """From float32 logits [n, vocab], which are changed in place."""
+    wanted = logits.index_select(0, batch.with_logprobs).log_softmax(-1)
+    _adjust(logits, batch)
     tokens = logits.argmax(-1)
     if len(batch.sampled):
         tokens[batch.sampled] = _draw(logits[batch.sampled], batch, batch.sampled)
-    if logprobs is None:
-        return tokens, None
-    return tokens, logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    chosen = wanted.gather(1, tokens[batch.with_logprobs].unsqueeze(1)).squeeze(1)
+    top = wanted.topk(min(batch.num_top, wanted.shape[1]), -1)
+    return SampledTokens(tokens, chosen, top.indices, top.values)
+
+
+def _adjust(logits: Tensor, batch: SamplingBatch) -> None:
+    if batch.penalties is not None:
+        _penalize(logits, batch.penalties)
+    if batch.biased is not None and batch.bias is not None:
+        logits.index_put_(batch.biased, batch.bias, accumulate=True)
+    if batch.banned is not None:
+        logits[batch.banned] = float("-inf")
+    if batch.locked is not None:
+        rows, impossible = batch.locked
+        logits[rows] = logits[rows].masked_fill(impossible, float("-inf"))
+
+
+def _penalize(logits: Tensor, by: Penalties) -> None:
+    rows = logits.index_select(0, by.rows)
+    repeated = torch.where(rows > 0, rows / by.repetition, rows * by.repetition)
+    rows = torch.where(by.seen, repeated, rows)
+    rows = rows - by.frequency * by.counts - by.presence * (by.counts > 0)
+    logits.index_copy_(0, by.rows, rows)
 
 
 def _draw(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
-    top_k, top_p, uniform = batch.top_k[rows], batch.top_p[rows], batch.uniform[rows]
+    """Tokens of these rows; those without a filter need no ranking."""
+    top_k, top_p, min_p, uniform = batch.top_k[rows], batch.top_p[rows], batch.min_p[rows], batch.uniform[rows]
     logits = logits / batch.temperature[rows].clamp(min=1e-5).unsqueeze(1)
-    filters = (top_k > 0) | (top_p < 1)
+    filters = (top_k > 0) | (top_p < 1) | (min_p > 0)
     if not bool(filters.any()):
         return _invert(logits.softmax(-1), uniform).squeeze(1)
     tokens = torch.empty(len(rows), dtype=torch.int64)
-    probs, order = _filtered(logits[filters], top_k[filters], top_p[filters])
-    tokens[filters] = order.gather(1, _invert(probs, uniform[filters])).squeeze(1)
+    tokens[filters] = _filtered(logits[filters], top_k[filters], top_p[filters], min_p[filters], uniform[filters])
     tokens[~filters] = _invert(logits[~filters].softmax(-1), uniform[~filters]).squeeze(1)
     return tokens
 
 
-def _filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities, highest first, with everything outside top-k, then top-p, at zero; and the token ids.
-
-    Ranks only as many tokens as can matter, and the whole vocabulary where top-p reaches further than that.
-    """
+def _filtered(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+    """Ranks only as many tokens as can matter, and the whole vocabulary for the rows that reach further."""
     vocab_size = logits.shape[1]
     count = min(vocab_size, max(_CANDIDATES, int(top_k.max())))
     values, order = logits.topk(count)
-    limit = torch.where(top_k > 0, top_k, vocab_size).unsqueeze(1)
-    if count < vocab_size and bool((_mass(values, logits) < top_p)[top_k == 0].any()):
-        values, order = torch.sort(logits, -1, descending=True)
-    outside_k = torch.arange(values.shape[1]) >= limit
-    total = torch.where(top_k > 0, values.masked_fill(outside_k, float("-inf")).logsumexp(-1), logits.logsumexp(-1))
-    probs = (values - total.unsqueeze(1)).exp().masked_fill(outside_k, 0.0)
+    total = logits.logsumexp(-1)
+    tokens = _pick(values, order, total, top_k, top_p, min_p, uniform)
+    if count == vocab_size:
+        return tokens
+    short = torch.where(min_p > 0, values[:, -1] >= _floor(values, min_p), (values.logsumexp(-1) - total).exp() < top_p)
+    far = torch.nonzero(short & (top_k == 0)).squeeze(1)
+    if len(far):
+        values, order = torch.sort(logits[far], -1, descending=True)
+        tokens[far] = _pick(values, order, total[far], top_k[far], top_p[far], min_p[far], uniform[far])
+    return tokens
+
+
+def _floor(values: Tensor, min_p: Tensor) -> Tensor:
+    """The lowest logit that min_p keeps; values [n, m] highest first."""
+    return values[:, 0] + min_p.clamp(min=1e-30).log()
+
+
+def _pick(
+    values: Tensor, order: Tensor, total: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+) -> Tensor:
+    """One token per row from logits ranked highest first; total: log of the mass of all, ranked here or not."""
+    limit = torch.where(top_k > 0, top_k, values.shape[1]).unsqueeze(1)
+    outside = torch.arange(values.shape[1]) >= limit
+    outside = outside | ((values < _floor(values, min_p).unsqueeze(1)) & (min_p > 0).unsqueeze(1))
+    kept = values.masked_fill(outside, float("-inf"))
+    total = torch.where((top_k > 0) | (min_p > 0), kept.logsumexp(-1), total)
+    probs = (kept - total.unsqueeze(1)).exp()
     outside_p = (probs.cumsum(-1) - probs >= top_p.unsqueeze(1)) & (top_p < 1).unsqueeze(1)
     outside_p[:, 0] = False
-    return probs.masked_fill(outside_p, 0.0), order
-
-
-def _mass(values: Tensor, logits: Tensor) -> Tensor:
-    return (values.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    return order.gather(1, _invert(probs.masked_fill(outside_p, 0.0), uniform)).squeeze(1)
 
 
 def _invert(probs: Tensor, uniform: Tensor) -> Tensor:

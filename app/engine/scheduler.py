@@ -2,54 +2,33 @@
 
 There is no prefill phase and no decode phase: each step gives every request some number of tokens within one
 budget, and a request catches up with the tokens it has. Chunked prefill and recomputation after preemption
-are then the same path. Nothing is reserved by max_tokens; when blocks run out, the latest arrival is
-preempted and computed again later, mostly from the prefix cache.
+are then the same path. Rows that decode come first, so that no long prompt stops them. Nothing is reserved by
+max_tokens; when blocks run out, the last in rank is preempted and computed again later, mostly from the cache.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from bisect import insort
+from collections.abc import Callable, Collection
 
 from app.engine.blocks import BlockPool
-from app.engine.prefix import ROOT, BlockHasher, PrefixGroup, prefix_groups
+from app.engine.cost import StepShape, StepTimeModel
+from app.engine.prefix import ROOT, BlockHasher, LabelCounts, PrefixGroup, prefix_groups
 from app.engine.request import Sequence
+from app.engine.schedule import Schedule, ScheduledRow
+from app.engine.waiting import WaitingQueue
 
 WATERMARK = 0.01  # share of the pool that admission leaves for the requests already running
-
-
-@dataclass(slots=True)
-class ScheduledRow:
-    """tokens[start : start + num_tokens] of a sequence are computed in this step; `samples` when it catches up."""
-
-    seq: Sequence
-    start: int
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        return self.start + self.num_tokens == len(self.seq.tokens)
-
-
-@dataclass(slots=True)
-class Schedule:
-    """One step. Rows with a single token come first. shared_blocks: leading blocks of a row that groups cover."""
-
-    rows: list[ScheduledRow] = field(default_factory=list)
-    groups: list[PrefixGroup] = field(default_factory=list)
-    shared_blocks: list[int] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.rows)
+LONG_PROMPT = 4  # a prompt of more steps than this is long: beside decoding rows its chunks are kept short
+LONG_CHUNK_COST = 0.8  # of the time of a step without it
+MIN_CHUNK = 32
 
 
 class Scheduler:
-    """Owns the waiting and the running sequences and their blocks."""
+    """Owns the waiting and the running sequences and their blocks. running is sorted by rank."""
 
     def __init__(
         self, pool: BlockPool, hasher: BlockHasher | None, *, max_num_batched_tokens: int, max_num_seqs: int,
-        block_size: int, clock: Callable[[], float] = time.perf_counter,
+        block_size: int, clock: Callable[[], float] = time.perf_counter, cost: StepTimeModel | None = None,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.pool = pool
@@ -57,29 +36,38 @@ class Scheduler:
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.prefix_hit_tokens = 0
+        self.labels = LabelCounts()
+        self._cost = cost
         self._computing: dict[bytes, Sequence] = {}  # prompt blocks that a running sequence is about to publish
         self._watermark = max(1, int(pool.total * WATERMARK)) if pool.total > 8 else 0
+        self._long_chunk = max_num_batched_tokens
+        self._grouped: list[Sequence] = []  # the rows of the last step, and what prefix_groups() said of them
+        self._groups: tuple[list[PrefixGroup], list[int]] = [], []
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
     def add(self, seq: Sequence) -> None:
-        self.waiting.append(seq)
+        self._resident(seq)
+        self.waiting.add(seq)
+
+    def expired(self) -> list[Sequence]:
+        """Waiting sequences whose deadline has passed, for finish()."""
+        return self.waiting.expired(self.clock())
 
     def schedule(self) -> Schedule:
-        """The next step: those running first, in order of arrival, then new ones while budget and blocks last."""
+        """The next step: those running first, then new ones while budget, seats and blocks last."""
         rows: list[ScheduledRow] = []
-        preempted = self._schedule_running(rows)
-        if not preempted:
+        if not self._schedule_running(rows) and self.waiting:
             self._admit(rows)
         rows.sort(key=lambda row: row.num_tokens > 1)
-        groups, shared = prefix_groups([self._written_blocks(row) for row in rows])
-        return Schedule(rows, groups, shared)
+        groups, shared = self._prefix_groups(rows)
+        return Schedule(rows, groups, shared, self._partial_blocks(rows))
 
     def advance(self, row: ScheduledRow) -> None:
         """The row's keys and values are written: its newly full blocks become findable."""
@@ -90,56 +78,94 @@ class Scheduler:
         first, last = row.start // self.block_size, seq.num_computed // self.block_size
         self._extend_keys(seq, last)
         for i in range(first, last):
-            self.pool.publish(seq.blocks[i], seq.keys[i])
+            self.pool.publish(seq.blocks[i], seq.keys[i], seq.sources.through((i + 1) * self.block_size))
             self._computing.pop(seq.keys[i], None)
 
     def finish(self, seq: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
-        if seq in self.running:
-            self.running.remove(seq)
-        elif seq in self.waiting:
+        if seq in self.waiting:
             self.waiting.remove(seq)
+        elif seq in self.running:
+            self.running.remove(seq)
         self._release(seq)
 
+    def users_of(self, source_ids: Collection[str]) -> list[Sequence]:
+        """Waiting and running sequences that contain one of these sources, or read blocks that do."""
+        return [
+            seq
+            for seq in (*self.running, *self.waiting)
+            if not seq.sources.through(len(seq.tokens)).isdisjoint(source_ids)
+            or any(not block.sources.isdisjoint(source_ids) for block in seq.blocks)
+        ]
+
     def _schedule_running(self, rows: list[ScheduledRow]) -> bool:
+        """Those that decode, then those that catch up, each by rank. Whether somebody had to be preempted."""
         budget = self.max_num_batched_tokens
-        preempted = False
-        i = 0
-        while i < len(self.running) and budget > 0:
-            seq = self.running[i]
-            num_tokens = min(len(seq.tokens) - seq.num_computed, budget)
-            while not self._grow(seq, seq.num_computed + num_tokens):
-                preempted = True
-                if self._preempt_last() is seq:
-                    break
-            else:
+        due = {seq: len(seq.tokens) - seq.num_computed for seq in self.running}
+        self._long_chunk = self._long_prompt_chunk(due)
+        gone: set[Sequence] = set()
+        for seq in sorted(self.running, key=lambda seq: due[seq] > 1):
+            num_tokens = self._chunk(due[seq], budget)
+            while seq not in gone and num_tokens and not self._grow(seq, seq.num_computed + num_tokens):
+                gone.add(self._preempt_last())
+            if num_tokens and seq not in gone:
                 rows.append(ScheduledRow(seq, seq.num_computed, num_tokens))
                 budget -= num_tokens
-            i += 1
-        return preempted
+        rows[:] = [row for row in rows if row.seq not in gone]
+        return bool(gone)
+
+    def _chunk(self, due: int, budget: int) -> int:
+        is_long = due > LONG_PROMPT * self.max_num_batched_tokens
+        return min(due, budget, self._long_chunk if is_long else budget)
+
+    def _long_prompt_chunk(self, due: dict[Sequence, int]) -> int:
+        """Tokens of a long prompt in this step: half the budget where others need some, and beside decoding rows
+        what lengthens their step by no more than LONG_CHUNK_COST."""
+        budget = self.max_num_batched_tokens
+        decoding = [seq for seq in self.running if due[seq] == 1]
+        if len(self.running) + len(self.waiting) <= 1:
+            return budget
+        budget = max(1, budget // 2)
+        if not decoding or self._cost is None or not self._cost.steps:
+            return budget
+        context = sum(seq.num_computed for seq in decoding)
+        without = self._cost.seconds(StepShape(0, len(decoding), context, 0))
+        some = self._cost.seconds(StepShape(MIN_CHUNK, len(decoding), context, 0)) - without
+        return min(budget, max(MIN_CHUNK, int(MIN_CHUNK * LONG_CHUNK_COST * without / max(some, 1e-9))))
 
     def _admit(self, rows: list[ScheduledRow]) -> None:
         budget = self.max_num_batched_tokens - sum(row.num_tokens for row in rows)
         due = sum(self._blocks_due(seq) for seq in self.running)
-        postponed: list[Sequence] = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting.popleft()
-            if self._is_being_computed(seq):
-                postponed.append(seq)
+        for seq in self.waiting.candidates(self._resident):
+            if budget <= 0 or len(self.running) >= self.max_num_seqs:
+                return
+            if self._is_being_computed(seq) or not self.waiting.may_start(seq):
                 continue
             self._take_prefix(seq)
             spare = self.pool.available - due - (self._watermark if self.running else 0)
             if self._blocks_due(seq) > spare:
                 self._release(seq)
-                postponed.append(seq)
-                break
-            num_tokens = min(len(seq.tokens) - seq.num_computed, budget)
+                return
+            num_tokens = self._chunk(len(seq.tokens) - seq.num_computed, budget)
             self._start(seq)
             self._grow(seq, seq.num_computed + num_tokens)
             due += self._blocks_due(seq)
             budget -= num_tokens
             rows.append(ScheduledRow(seq, seq.num_computed, num_tokens))
-        self.waiting.extendleft(reversed(postponed))
+
+    def _resident(self, seq: Sequence) -> int:
+        """Leading blocks of the prompt in the cache, found by walking on from where they ended last time."""
+        if self.hasher is None:
+            return 0
+        matchable = (len(seq.tokens) - 1) // self.block_size
+        self._extend_keys(seq, matchable)
+        count = seq.resident
+        while count and self.pool.lookup(seq.keys[count - 1]) is None:
+            count -= 1
+        while count < matchable and self.pool.lookup(seq.keys[count]) is not None:
+            count += 1
+        seq.resident = count
+        return count
 
     def _is_being_computed(self, seq: Sequence) -> bool:
         """Whether somebody running is about to write the first block this prompt lacks: waiting is cheaper."""
@@ -158,21 +184,24 @@ class Scheduler:
         if self.hasher is None:
             return
         matchable = (len(seq.tokens) - 1) // self.block_size
-        for key in seq.keys[:matchable]:
+        for i, key in enumerate(seq.keys[:matchable]):
             block = self.pool.lookup(key)
             if block is None:
                 break
             self.pool.take(block)
+            self.pool.attribute(block, seq.sources.through((i + 1) * self.block_size))
             seq.blocks.append(block)
             seq.block_ids.append(block.id)
         seq.num_computed = len(seq.blocks) * self.block_size
 
     def _start(self, seq: Sequence) -> None:
-        self.running.append(seq)
+        self.waiting.start(seq)
+        insort(self.running, seq, key=lambda seq: seq.rank)
         if not seq.num_preemptions:
             seq.started = self.clock()
             seq.num_cached = seq.num_computed
             self.prefix_hit_tokens += seq.num_computed
+            self.labels.count(seq.labels, seq.num_cached)
         first, last = len(seq.blocks), len(seq.tokens) // self.block_size
         if self.hasher is not None:
             self._extend_keys(seq, last)
@@ -194,12 +223,12 @@ class Scheduler:
         return max(0, -(-len(seq.tokens) // self.block_size) - len(seq.blocks))
 
     def _preempt_last(self) -> Sequence:
-        """Drop the latest arrival's blocks and queue it first in line. Written blocks stay in the cache."""
+        """Drop the blocks of the last in rank and queue it again. Written blocks stay in the cache."""
         seq = self.running.pop()
         self._release(seq)
         seq.num_preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(seq)
+        self.waiting.add(seq)
         return seq
 
     def _release(self, seq: Sequence) -> None:
@@ -219,5 +248,19 @@ class Scheduler:
             label = seq.labels.through(start + size)
             seq.keys.append(self.hasher.key(parent, seq.tokens[start : start + size], label))
 
-    def _written_blocks(self, row: ScheduledRow) -> list[int]:
-        return row.seq.block_ids[: row.start // self.block_size]
+    def _prefix_groups(self, rows: list[ScheduledRow]) -> tuple[list[PrefixGroup], list[int]]:
+        """Rows share blocks that they were admitted with, so nothing changes while the rows are the same."""
+        seqs = [row.seq for row in rows]
+        if seqs != self._grouped:
+            self._grouped = seqs
+            self._groups = prefix_groups([row.seq.block_ids[: row.start // self.block_size] for row in rows])
+        return self._groups
+
+    def _partial_blocks(self, rows: list[ScheduledRow]) -> list[int]:
+        """Last blocks that are touched for the first time and not filled."""
+        size, found = self.block_size, []
+        for row in rows:
+            end = row.start + row.num_tokens
+            if end % size and (end - 1) // size * size >= row.start:
+                found.append(row.seq.block_ids[(end - 1) // size])
+        return found

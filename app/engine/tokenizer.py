@@ -4,15 +4,18 @@ Special tokens are recognised in the template's own text and nowhere else: what 
 tokenised apart, with special tokens spelled out as ordinary characters.
 """
 
+import json
 import re
 import secrets
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
+from app.engine.quote_lock import TokenBytes
 from app.errors import InvalidRequest
 
 Message = dict[str, str]
@@ -56,6 +59,16 @@ class Tokenizer:
         eos: int | None = self._hf.eos_token_id
         return eos
 
+    @cached_property
+    def vocabulary(self) -> TokenBytes:
+        """Every token as the bytes it stands for; control tokens have none. About a second for 150,000 tokens."""
+        spec = json.loads(self._template.to_str())
+        control = {token["id"] for token in spec["added_tokens"] if token["special"]}
+        byte_level = "ByteLevel" in json.dumps(spec["decoder"])
+        as_bytes = _byte_level if byte_level else _sentencepiece
+        names = (self._template.id_to_token(i) for i in range(self.vocab_size))
+        return TokenBytes([None if i in control or name is None else as_bytes(name) for i, name in enumerate(names)])
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)
@@ -95,6 +108,27 @@ class Tokenizer:
         except Exception as error:  # whatever a template raises is about the messages, e.g. their order of roles
             raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
         return _cut(rendered, nonce, messages)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level BPE writes bytes: printable ones as they are, the others from U+0100 on
+    (Radford et al. 2019, the GPT-2 encoder)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    return bytes(_ALPHABET[c] for c in token) if all(c in _ALPHABET for c in token) else token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
 
 
 def _cut(rendered: str, nonce: str, messages: Sequence[Message]) -> list[ChatPiece]:

@@ -83,6 +83,7 @@ class AnswerService:
                 model=model,
                 messages=prompt(principal, passages, request.question),
                 sampling=Sampling(temperature=0.0, max_tokens=self._settings.max_answer_tokens),
+                quote_sources=tuple(fold(found.text) for found in passages) if request.quote_lock else (),
             )
             stream = await self._gateway.open(principal, chat, stages)
         return OpenAnswer(passages, stream, stages)
@@ -93,7 +94,7 @@ def prompt(principal: Principal, passages: list[Found], question: str) -> tuple[
     tenant = principal.access_atoms(frozenset())
     evidence = [
         Segment(
-            render_passage(number, found.title, " > ".join(found.section), found.text),
+            render_passage(number, found.title, " > ".join(found.section), fold(found.text)),
             principal.access_atoms(found.labels),
             (found.passage.chunk_id,),
         )
@@ -101,6 +102,11 @@ def prompt(principal: Principal, passages: list[Found], question: str) -> tuple[
     ]
     user = (Segment(HEADER, tenant), *evidence, Segment(render_question(question), tenant))
     return Message("system", (Segment(LEGAL_PROMPT),)), Message("user", user)
+
+
+def fold(text: str) -> str:
+    """White space as a reader sees it: the line breaks of a page are no part of what a clause says."""
+    return " ".join(text.split())
 
 
 class OpenAnswer:

@@ -107,11 +107,14 @@ class SearchResponse(Struct):
 
 
 class AnswerRequest(Struct, forbid_unknown_fields=True):
+    """`quote_lock`: while a local model writes a quote, only words that its passage has there are possible."""
+
     question: Question
     collection: Collection | None = None
     documents: list[UUID] | None = None
     model: str | None = None
     stream: bool = False
+    quote_lock: bool = True
 
 
 class SpanView(Struct):

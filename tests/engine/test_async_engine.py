@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.engine import AsyncEngine, EngineDelta, EngineError, LLMEngine, Request, SamplingParams, TokenSegment
+from app.engine import AsyncEngine, EngineDelta, LLMEngine, Request, SamplingParams, TokenSegment
 from app.errors import ContextTooLong, InvalidRequest
 from tests.engine.conftest import VOCAB, config, prompts
 
@@ -34,8 +34,18 @@ def run(folder: Path, scenario: Callable[[AsyncEngine], Any], **settings: Any) -
 
 
 async def idle(engine: AsyncEngine) -> None:
-    while engine.engine.has_work or not engine._inbox.empty():
+    """Until every order has been taken and nothing runs."""
+    while engine.engine.has_work or not engine._worker.inbox.empty():  # type: ignore[union-attr]
         await asyncio.sleep(0.005)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+def explode(_: object) -> None:
+    raise RuntimeError("injected")
 
 
 def test_stream_gives_the_tokens_of_the_offline_engine(llama: Path) -> None:
@@ -82,27 +92,6 @@ def test_abort_storm_leaves_the_pool_at_baseline_and_the_others_exact(llama: Pat
         assert pool.used == 0 and pool.is_consistent() and not engine._outboxes
 
     run(llama, scenario, max_num_seqs=16)
-
-
-def test_failing_step_fails_every_waiter_and_gives_memory_back(llama: Path) -> None:
-    async def scenario(engine: AsyncEngine) -> None:
-        def explode(_: object) -> None:
-            raise RuntimeError("injected")
-
-        tasks = [asyncio.create_task(collect(engine.generate(request(p, max_tokens=400)))) for p in prompts(9, 30)]
-        while engine.stats().running < 2:
-            await asyncio.sleep(0.002)
-        engine.engine.runner.run = explode  # type: ignore[assignment, method-assign]
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(result, EngineError) and "injected" in str(result) for result in results)
-        assert not engine.healthy and engine.reason is not None and "injected" in engine.reason
-        assert engine.engine.pool.used == 0 and engine.engine.pool.is_consistent()
-        with pytest.raises(EngineError):
-            engine.generate(request([1, 2]))
-        await engine.start()  # and begins anew
-        assert engine.healthy and len(await collect(engine.generate(request([1, 2], max_tokens=3)))) == 3
-
-    run(llama, scenario)
 
 
 def test_impossible_requests_are_refused_at_admission(llama: Path) -> None:

@@ -7,17 +7,21 @@ import torch
 
 from app.engine import Request, SamplingParams, TokenSegment
 from app.engine.request import Sequence
-from app.engine.sampler import sample, sampling_batch
+from app.engine.sampler import sample
+from app.engine.sampling_batch import SamplingBatches
 from tests.engine.conftest import prompts
 
 DRAWS = 20_000
 
 
-def reference(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+def reference(
+    logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> torch.Tensor:
     """float64, one token at a time, as the definition reads."""
     probs = (logits.double() / temperature).softmax(-1)
     kept, mass = torch.zeros_like(probs), 0.0
     ranked = probs.argsort(descending=True)[: top_k or None]
+    ranked = ranked[probs[ranked] >= min_p * probs.max()]
     total = float(probs[ranked].sum())
     for token in ranked:
         if mass / total >= top_p:
@@ -32,7 +36,8 @@ def draw(logits: torch.Tensor, **params: Any) -> torch.Tensor:
     seqs = [
         Sequence(Request(str(i), (TokenSegment([1]),), sampling), seed=i * 7919, max_tokens=9) for i in range(DRAWS)
     ]
-    tokens, _ = sample(logits.expand(DRAWS, -1).clone(), sampling_batch(seqs, ()))
+    batch = SamplingBatches(logits.shape[-1], ()).batch(seqs)
+    tokens = sample(logits.expand(DRAWS, -1).clone(), batch).tokens
     return torch.bincount(tokens, minlength=logits.shape[-1]).double()
 
 
@@ -53,12 +58,14 @@ def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> float:
         {"temperature": 1.3, "top_p": 0.8},
         {"temperature": 1.0, "top_k": 9, "top_p": 0.6},
         {"temperature": 1.0, "top_p": 1e-6},
+        {"temperature": 1.2, "min_p": 0.1},
+        {"temperature": 1.0, "min_p": 0.05, "top_k": 12, "top_p": 0.9},
     ],
     ids=str,
 )
 def test_draws_follow_the_reference_distribution(params: dict[str, Any]) -> None:
     logits = torch.randn(30, generator=torch.Generator().manual_seed(5)) * 1.5
-    wanted = reference(logits, params["temperature"], params.get("top_k", 0), params.get("top_p", 1.0))
+    wanted = reference(logits, **params)
     counts = draw(logits, **params)
     assert chi_square(counts, wanted) < 5
     if int((wanted > 0).sum()) > 1:  # negative control: a slightly different distribution is noticed
@@ -102,7 +109,9 @@ def test_stop_ids_end_the_output_but_not_before_min_tokens(engine) -> None:  # t
     [
         ("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1),
         ("max_tokens", 0), ("min_tokens", 999), ("stop", ("",)), ("stop_token_ids", (-1,)), ("seed", -1),
-        ("logprobs", 5),
+        ("logprobs", 21), ("min_p", 1.5), ("presence_penalty", 2.1), ("frequency_penalty", float("nan")),
+        ("repetition_penalty", 0), ("logit_bias", {3: 101}), ("logit_bias", {-1: 1}),
+        ("logit_bias", dict.fromkeys(range(1025), 1.0)),
     ],
 )  # fmt: skip
 def test_bad_parameters_are_named(field: str, value: Any) -> None:
@@ -116,13 +125,14 @@ def test_large_vocabulary_ranks_only_what_matters_and_still_follows_the_referenc
     assert chi_square(counts, reference(sharp, 1.0, 0, 0.9)) < 5
     flat = sharp / 40  # beyond them: the whole vocabulary is ranked
     assert chi_square(draw(flat, temperature=1.0, top_p=0.9), reference(flat, 1.0, 0, 0.9)) < 5
+    assert chi_square(draw(flat, temperature=1.0, min_p=0.8), reference(flat, 1.0, min_p=0.8)) < 5
 
 
 def test_filtered_and_free_rows_mix() -> None:
     logits = torch.randn(40, generator=torch.Generator().manual_seed(2))
     both = [SamplingParams(temperature=1, top_k=1), SamplingParams(temperature=1), SamplingParams(temperature=0)] * 200
     seqs = [Sequence(Request("", (TokenSegment([1]),), p), seed=i, max_tokens=9) for i, p in enumerate(both)]
-    tokens, _ = sample(logits.expand(600, -1).clone(), sampling_batch(seqs, ()))
+    tokens = sample(logits.expand(600, -1).clone(), SamplingBatches(40, ()).batch(seqs)).tokens
     best = int(logits.argmax())
     assert set(tokens[0::3].tolist()) == set(tokens[2::3].tolist()) == {best}
     assert len(set(tokens[1::3].tolist())) > 20

@@ -1,0 +1,155 @@
+"""What the rows of a step ask of the sampler, as tensors. Rebuilt only when the rows change.
+
+In a decoding batch the same sequences sample step after step: then only the random numbers, the tokens counted
+for penalties and the end tokens still banned by min_tokens differ.
+"""
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.engine.request import Sequence
+from app.engine.sampler import Pairs, Penalties, SamplingBatch, uniform
+
+
+class SamplingBatches:
+    """Owned by the runner. discard() when a sequence has ended."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: Seq[int]) -> None:
+        self._eos = tuple(eos_token_ids)
+        self._vocab_size = vocab_size
+        self._tokens = _TokenCounts(vocab_size)
+        self._rows: list[Sequence] = []
+        self._batch: SamplingBatch | None = None
+        self._seeds = np.zeros(0, dtype=np.uint64)
+        self._min_tokens = np.zeros(0, dtype=np.uint64)
+
+    def batch(self, seqs: list[Sequence]) -> SamplingBatch:
+        """For these sequences, in this order, at their next output position."""
+        if self._batch is None or seqs != self._rows:
+            self._rebuild(seqs)
+        batch = self._batch
+        assert batch is not None
+        steps = np.array([seq.num_output_tokens for seq in seqs], dtype=np.uint64)
+        batch.uniform = torch.from_numpy(uniform(self._seeds, steps))
+        batch.banned = self._banned(steps)
+        batch.locked = self._locked(seqs)
+        if batch.penalties is not None:
+            self._tokens.refresh(batch.penalties, seqs)
+        return batch
+
+    def discard(self, seq: Sequence) -> None:
+        self._tokens.discard(seq)
+        self._rows, self._batch = [], None
+
+    def _rebuild(self, seqs: list[Sequence]) -> None:
+        params = [seq.sampling for seq in seqs]
+        self._rows = list(seqs)
+        self._seeds = np.array([seq.seed for seq in seqs], dtype=np.uint64)
+        self._min_tokens = np.array([p.min_tokens for p in params], dtype=np.uint64)
+        biased = [(i, token, bias) for i, p in enumerate(params) for token, bias in p.logit_bias.items()]
+        self._batch = SamplingBatch(
+            temperature=torch.tensor([p.temperature for p in params]),
+            top_k=torch.tensor([p.top_k for p in params]),
+            top_p=torch.tensor([p.top_p for p in params]),
+            min_p=torch.tensor([p.min_p for p in params]),
+            uniform=torch.empty(0),
+            sampled=_where([not p.is_greedy for p in params]),
+            with_logprobs=_where([p.logprobs is not None for p in params]),
+            num_top=max((p.logprobs or 0 for p in params), default=0),
+            biased=_pairs([(i, token) for i, token, _ in biased]) if biased else None,
+            bias=torch.tensor([bias for _, _, bias in biased]) if biased else None,
+            penalties=self._penalties(seqs),
+        )
+
+    def _penalties(self, seqs: list[Sequence]) -> Penalties | None:
+        rows = _where([seq.sampling.has_penalties for seq in seqs])
+        if not len(rows):
+            return None
+        params = [seqs[i].sampling for i in rows.tolist()]
+        none = torch.empty(0)
+        return Penalties(
+            rows,
+            counts=none,
+            seen=none,
+            presence=torch.tensor([[p.presence_penalty] for p in params]),
+            frequency=torch.tensor([[p.frequency_penalty] for p in params]),
+            repetition=torch.tensor([[p.repetition_penalty] for p in params]),
+        )
+
+    def _locked(self, seqs: list[Sequence]) -> Pairs | None:
+        """Rows with a quote lock that is not indifferent now. The loop is over these alone: each is an automaton."""
+        rows, masks = [], []
+        for i, seq in enumerate(seqs):
+            if seq.lock is None:
+                continue
+            allowed, forbidden = seq.lock.allowed(), seq.lock.forbidden()
+            if allowed is not None or forbidden:
+                mask = torch.full((self._vocab_size,), allowed is not None)
+                mask[forbidden if allowed is None else allowed] = allowed is None
+                rows.append(i)
+                masks.append(mask)
+        return (torch.tensor(rows), torch.stack(masks)) if rows else None
+
+    def _banned(self, steps: "np.ndarray[tuple[int], np.dtype[np.uint64]]") -> Pairs | None:
+        """End tokens of the rows that have not reached their min_tokens."""
+        early = np.flatnonzero(steps < self._min_tokens).tolist()
+        pairs = [(i, end) for i in early for end in {*self._rows[i].sampling.stop_token_ids, *self._eos}]
+        return _pairs(pairs) if pairs else None
+
+
+class _TokenCounts:
+    """Occurrences of every token in the output and the prompt of the sequences with penalties."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._counts = torch.zeros(0, vocab_size)
+        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool)
+        self._places: dict[Sequence, int] = {}
+        self._counted: dict[Sequence, int] = {}
+        self._free: list[int] = []
+
+    def refresh(self, penalties: Penalties, seqs: list[Sequence]) -> None:
+        """Count what these sequences gained since the last time, the token of the last step included."""
+        mine = [seqs[i] for i in penalties.rows.tolist()]
+        for seq in mine:
+            if seq not in self._places:
+                self._add(seq)
+        new = [seq.tokens[self._counted[seq] :] for seq in mine]
+        self._counted.update((seq, len(seq.tokens)) for seq in mine)
+        places = torch.tensor([self._places[seq] for seq in mine])
+        rows = places.repeat_interleave(torch.tensor([len(tokens) for tokens in new]))
+        tokens = torch.tensor([token for some in new for token in some], dtype=torch.int64)
+        self._counts.index_put_((rows, tokens), torch.ones(len(tokens)), accumulate=True)
+        self._seen[rows, tokens] = True
+        penalties.counts, penalties.seen = self._counts[places], self._seen[places]
+
+    def discard(self, seq: Sequence) -> None:
+        place = self._places.pop(seq, None)
+        if place is not None:
+            del self._counted[seq]
+            self._free.append(place)
+
+    def _add(self, seq: Sequence) -> None:
+        if not self._free:
+            self._grow()
+        place = self._places[seq] = self._free.pop()
+        self._counted[seq] = seq.num_prompt_tokens
+        self._counts[place], self._seen[place] = 0.0, False
+        self._seen[place, torch.tensor(seq.tokens[: seq.num_prompt_tokens])] = True
+
+    def _grow(self) -> None:
+        old = len(self._counts)
+        self._free += range(old, 2 * old + 4)
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(old + 4, self._counts.shape[1])])
+        self._seen = torch.cat([self._seen, self._seen.new_zeros(old + 4, self._seen.shape[1])])
+
+
+def _where(flags: list[bool]) -> Tensor:
+    return torch.tensor([i for i, flag in enumerate(flags) if flag], dtype=torch.int64)
+
+
+def _pairs(pairs: Seq[tuple[int, int]]) -> Pairs:
+    rows, tokens = torch.tensor(pairs).unbind(1)
+    return rows, tokens

@@ -1,0 +1,178 @@
+"""One LLMEngine in one thread, from loading to its end. A failed one is never revived, but replaced."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from app.engine.config import EngineConfig
+from app.engine.engine import LLMEngine
+from app.engine.request import EngineError, Request, StepOutput
+from app.errors import AppError
+
+log = logging.getLogger(__name__)
+
+Outcome = StepOutput | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request: Request
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Something to do between two steps. Outputs that it causes go into the list; reply resolves on the loop."""
+
+    function: Callable[[LLMEngine, list[StepOutput]], object]
+    reply: "asyncio.Future[Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pass
+
+
+Order = Submit | Abort | Call | Stop
+
+
+class EngineWorker:
+    """Orders in through a plain queue; each step's outputs out in one call_soon_threadsafe.
+
+    on_outcomes(list of (request id, output or error)) and on_failure(worker, reason) are called on the loop.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_outcomes: Callable[[list[tuple[str, Outcome]]], None],
+        on_failure: Callable[["EngineWorker", str], None],
+    ) -> None:
+        self.config = config
+        self.engine: LLMEngine | None = None
+        self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._on_outcomes, self._on_failure = on_outcomes, on_failure
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
+        self._idle = True
+        self._progressed = time.monotonic()
+
+    async def start(self) -> None:
+        """Raises what loading raised."""
+        self._thread.start()
+        await self._loaded
+
+    async def stop(self) -> None:
+        """After its current step; requests in flight end with "abort"."""
+        self.inbox.put(Stop())
+        await asyncio.to_thread(self._thread.join)
+
+    async def ended(self) -> None:
+        """Once a failed one has gone and its memory with it."""
+        await asyncio.to_thread(self._thread.join)
+
+    def stalled_seconds(self) -> float:
+        """Since a step last progressed while there was work; 0 where there is none."""
+        return 0.0 if self._idle else time.monotonic() - self._progressed
+
+    def _main(self) -> None:
+        try:
+            self.engine = engine = LLMEngine(self.config)
+            engine.warm_up()
+        except BaseException as error:
+            self.engine = None
+            self._call_soon(_reject, self._loaded, error)
+            return
+        self._call_soon(_resolve, self._loaded, None)
+        try:
+            self._serve(engine)
+        except Exception as error:
+            log.exception("engine step failed")
+            self._fail(engine, f"{type(error).__name__}: {error}")
+
+    def _fail(self, engine: LLMEngine, reason: str) -> None:
+        """Memory back first, then the news."""
+        self.engine, self._idle = None, True
+        try:
+            engine.abort_all()
+        except Exception:
+            log.exception("the failed engine could not be emptied")
+        self._call_soon(self._on_failure, self, reason)
+
+    def _serve(self, engine: LLMEngine) -> None:
+        while True:
+            outputs: list[StepOutput] = []
+            go_on = self._take_orders(engine, outputs)
+            if not go_on:
+                outputs += engine.abort_all()
+            elif engine.has_work:
+                outputs += self._step(engine)
+            if outputs:
+                self._call_soon(self._on_outcomes, [(output.request_id, output) for output in outputs])
+            if not go_on:
+                return
+
+    def _step(self, engine: LLMEngine) -> list[StepOutput]:
+        steps = engine.stats().steps
+        outputs = engine.step()
+        if outputs or engine.stats().steps > steps:
+            self._progressed = time.monotonic()
+        else:
+            time.sleep(0.001)  # nothing could be scheduled: a defect, and the watchdog will say so
+        return outputs
+
+    def _take_orders(self, engine: LLMEngine, outputs: list[StepOutput]) -> bool:
+        """Everything in the inbox; waits for something where there is no work. False: stop."""
+        wait = self._idle = not engine.has_work
+        while True:
+            try:
+                order = self.inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if wait:
+                self._progressed, self._idle, wait = time.monotonic(), False, False
+            if isinstance(order, Stop):
+                return False
+            self._obey(order, engine, outputs)
+
+    def _obey(self, order: Submit | Abort | Call, engine: LLMEngine, outputs: list[StepOutput]) -> None:
+        if isinstance(order, Submit):
+            try:
+                engine.add_request(order.request, order.arrived)
+            except (AppError, ValueError) as error:
+                self._call_soon(self._on_outcomes, [(order.request.request_id, error)])
+        elif isinstance(order, Abort):
+            ended = engine.abort(order.request_id)
+            outputs += [ended] if ended is not None else []
+        else:
+            try:
+                self._call_soon(_resolve, order.reply, order.function(engine, outputs))
+            except (AppError, EngineError, ValueError) as error:
+                self._call_soon(_reject, order.reply, error)
+
+    def _call_soon(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            log.warning("the event loop closed before the engine stopped")
+
+
+def _resolve(reply: "asyncio.Future[Any]", result: object) -> None:
+    if not reply.done():
+        reply.set_result(result)
+
+
+def _reject(reply: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not reply.done():
+        reply.set_exception(error)
