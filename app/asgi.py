@@ -25,6 +25,7 @@ from app import __version__, telemetry
 from app.config import Settings
 from app.errors import AppError, InvalidRequest, NotFound, PayloadTooLarge
 from app.gateway.controllers import ChatController
+from app.gateway.controllers_anthropic import MessagesController
 from app.rag.controllers import DocumentController, answer, get_job, search
 from app.services import Services, open_services
 from app.tenants.auth import PUBLIC, provide_principal, requires_key
@@ -54,12 +55,12 @@ async def ready(services: NamedDependency[Services]) -> Response[dict[str, Any]]
 def create_app(settings: Settings | None = None) -> Litestar:
     """The ASGI application; settings are loaded where none are given."""
     settings = settings or Settings.load()
-    openai = Router("/", route_handlers=[ChatController], exception_handlers=_handlers("openai"))
+    models = Router("/", route_handlers=[ChatController, MessagesController])
     return Litestar(
-        route_handlers=[live, ready, me, KeyController, DocumentController, get_job, search, answer, openai],
+        route_handlers=[live, ready, me, KeyController, DocumentController, get_job, search, answer, models],
         guards=[requires_key],
         dependencies=_dependencies(),
-        exception_handlers=_handlers("problem"),
+        exception_handlers=_handlers(),
         lifespan=[partial(_lifespan, settings)],
         openapi_config=_openapi(),
         plugins=_plugins(settings),
@@ -94,6 +95,7 @@ def _dependencies() -> dict[str, Provide]:
         "settings": "settings",
         "database": "database",
         "gateway": "gateway",
+        "embeddings": "embeddings",
         "documents": "documents",
         "searching": "search",
         "answers": "answers",
@@ -125,13 +127,20 @@ def _openapi() -> OpenAPIConfig:
     )
 
 
-def _handlers(dialect: str) -> dict[Any, Handler]:
-    """One handler per kind of exception, answering in the caller's dialect: 'problem' or 'openai'."""
+def _dialect(path: str) -> str:
+    """The dialect of a path's callers: anthropic, openai or problem."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return "anthropic"
+    return "openai" if path.startswith("/v1/") else "problem"
+
+
+def _handlers() -> dict[Any, Handler]:
+    """One handler per kind of exception, answering in the caller's dialect; also for guards and unknown paths."""
 
     def render(request: Request[Any, Any, Any], error: AppError) -> Response[dict[str, Any]]:
-        spoken = "openai" if request.url.path.startswith("/v1/") else dialect
-        media_type = "application/problem+json" if spoken == "problem" else "application/json"
-        body: dict[str, Any] = getattr(error, spoken)()
+        dialect = _dialect(request.scope["path"])
+        media_type = "application/problem+json" if dialect == "problem" else "application/json"
+        body: dict[str, Any] = getattr(error, dialect)()
         return Response(body, status_code=error.status, media_type=media_type, headers=error.headers)
 
     def application_error(request: Request[Any, Any, Any], error: AppError) -> Response[dict[str, Any]]:

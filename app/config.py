@@ -75,6 +75,12 @@ class EngineSettings:
     kv_cache_bytes: int = setting(512 * 2**20, "Memory for the KV cache in bytes.")
     threads: int = setting(0, "CPU threads of the engine; 0: all cores.")
 
+    @property
+    def model_source(self) -> str:
+        """`model`, found also from outside the checkout when it is a folder that comes with it."""
+        shipped = REPOSITORY / self.model
+        return str(shipped) if self.model and not Path(self.model).exists() and shipped.is_dir() else self.model
+
 
 @dataclass(frozen=True)
 class RagSettings:
@@ -85,7 +91,9 @@ class RagSettings:
     chunk_characters: int = setting(500, "Largest chunk in characters.")
     passages: int = setting(5, "Passages given to the model with a question.")
     max_answer_tokens: int = setting(256, "Most tokens of an answer.")
-    min_confidence: float = setting(0.0, "Below this retrieval confidence (0 to 1) a question is refused unasked.")
+    min_confidence: float = setting(
+        0.12, "Below this retrieval confidence (0 to 1) a question is refused without asking the model."
+    )
     max_document_bytes: int = setting(32 * 2**20, "Largest document in bytes.")
     ingest_workers: int = setting(1, "Documents ingested at the same time in this process.")
 

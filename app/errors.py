@@ -22,6 +22,7 @@ AppError
 turn into typed exceptions. The module imports the standard library alone: it is the ground floor.
 """
 
+import math
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -147,7 +148,7 @@ class RateLimited(AppError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"retry-after": str(max(1, round(self.retry_after)))}
+        return {"retry-after": str(max(1, math.ceil(self.retry_after)))}
 
 
 class UpstreamError(AppError):

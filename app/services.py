@@ -6,13 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from app import migrate
-from app.config import Settings, TargetSettings
+from app.config import Settings
 from app.db import Database
-from app.errors import ConfigurationError
-from app.gateway.providers.base import Provider
-from app.gateway.providers.fake import FakeProvider
-from app.gateway.providers.local import LocalProvider
-from app.gateway.providers.openai import OpenAIProvider
+from app.gateway.embeddings import Embeddings
+from app.gateway.providers.registry import make_provider
 from app.gateway.routing import Router
 from app.gateway.service import Gateway
 from app.jobs import JobRunner
@@ -37,6 +34,7 @@ class Services:
     database: Database
     authenticator: Authenticator
     gateway: Gateway
+    embeddings: Embeddings
     documents: DocumentService
     search: SearchService
     answers: AnswerService
@@ -78,7 +76,7 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     stack.push_async_callback(asyncio.to_thread, index.close)
     files = FileStore(settings.directory)
     router = Router(settings)
-    providers = {target.name: _provider(target, settings) for target in router.targets.values()}
+    providers = {target.name: make_provider(target, settings.engine) for target in router.targets.values()}
     gateway = Gateway(database, router, providers)
     documents = DocumentService(database, files, index)
     search = SearchService(database, Retriever(index, embedder), documents)
@@ -88,23 +86,13 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
         database=database,
         authenticator=Authenticator(database, settings.auth.key_cache_seconds),
         gateway=gateway,
+        embeddings=Embeddings(database, embedder),
         documents=documents,
         search=search,
         answers=AnswerService(search, gateway, settings.rag),
         jobs=JobRunner(database, {INGEST: ingestion}, settings.rag.ingest_workers),
         starting=set(providers),
     )
-
-
-def _provider(target: TargetSettings, settings: Settings) -> Provider:
-    match target.provider:
-        case "local":
-            return LocalProvider(settings.engine)
-        case "openai":
-            return OpenAIProvider(target)
-        case "fake":
-            return FakeProvider(target)
-    raise ConfigurationError(f"target {target.name!r}: there is no provider {target.provider!r}")
 
 
 async def _start_targets(services: Services) -> None:

@@ -58,6 +58,10 @@ KINDS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "employment": ("Employment Agreement|Independent Consultant Agreement", (("Employee", "Employer"), ("Executive", "Company"), ("Consultant", "Company"))),
     "distribution": ("Distribution Agreement|Reseller Agreement", (("Supplier", "Distributor"), ("Manufacturer", "Reseller"), ("Vendor", "Distributor"))),
     "saas": ("Subscription Agreement|Cloud Services Agreement|Software as a Service Agreement", (("Provider", "Customer"), ("Vendor", "Subscriber"))),
+    "dpa": (
+        "Data Processing Agreement|Data Processing Addendum",
+        (("Processor", "Controller"), ("Provider", "Customer")),
+    ),
     "loan": ("Loan Agreement|Credit Agreement", (("Lender", "Borrower"),)),
     "jv": ("Joint Venture Agreement|Collaboration Agreement", (("First Party", "Second Party"), ("Party A", "Party B"))),
 }  # fmt: skip

@@ -21,8 +21,9 @@ from app.rag.structure import sentence_starts
 
 IGNORE = -100
 CHOICE_WEIGHT = 5.0  # of the tokens that choose: refuse or answer, which passage, which sentence, where to stop
-COPY_WEIGHT = 0.5  # of the tokens that only continue a quote
-COPY_SHARE = 0.5  # of those tokens that are trained at all: they are easy, and every one costs a row of logits
+COPY_WEIGHT, OTHER_WEIGHT = 1.0, 0.5  # of the tokens that continue a quote, and of the fixed words around it
+DIGIT_WEIGHT = 4.0  # of digits in a quote: the hardest to copy (ten of them, often repeated) and what readers ask for
+OTHER_SHARE = 0.5  # of the fixed words that are trained at all: they are easy, and every one costs a row of logits
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Recipe:
     easy: float  # share of verbatim phrases among the cloze questions
     longest: int = 10_000  # characters of a kept sentence
     bare: float = 0.25  # share of episodes without section headings
-    full_quote: float = 0.25  # share of answers trained to their end; the others stop after a few words of quote
+    full_quote: float = 0.6  # share of answers trained to their end; the others stop after a few words of quote
 
 
 RANKS = (0.57, 0.16, 0.09, 0.09, 0.09)  # where retrieval puts the passage that answers
@@ -374,11 +375,12 @@ class Row:
     kinds: list[int]  # what the target is: OTHER, DECIDE, ...
     asked: list[tuple[int, int, int]]  # (position in the question, from, to): the sentence that answers
     sentence: list[tuple[int, int, int]]  # the same for the positions that are about to choose
-    first: list[tuple[int, int]]  # (position that should look, position of the first quoted token)
+    first: list[tuple[int, int]]  # (position that should look, token to copy) throughout the quote
     passage_of: list[int]  # number of the passage that a token belongs to, 0 elsewhere
 
 
 OTHER, DECIDE, CITE, FIRST, STOP_HERE, COPY, REFUSE = range(7)
+WEIGHTS = {OTHER: OTHER_WEIGHT, COPY: COPY_WEIGHT}
 
 
 class Encoder:
@@ -389,6 +391,7 @@ class Encoder:
         self.user, self.assistant, self.end, self.system = map(
             self._special, ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")
         )
+        self.digits = {token for text in "0123456789" for token in (*self.ids(text), *self.ids(text + " "))}
         self.header = self.ids(HEADER)
         self.refusal = self.ids(REFUSAL)
 
@@ -447,11 +450,12 @@ class Encoder:
         self._append(out, [*asked, *answer[:-1]], base, index)
         first = at + len(asked) - 1  # the assistant token, whose target is the first token of the answer
         for offset, (token, kind) in enumerate(zip(answer, kinds, strict=True)):
-            if kind in (COPY, OTHER) and rng.random() >= COPY_SHARE:
+            if kind == OTHER and rng.random() >= OTHER_SHARE:
                 continue
             out.targets[first + offset] = token
             out.kinds[first + offset] = kind
-            out.weights[first + offset] = COPY_WEIGHT if kind in (COPY, OTHER) else CHOICE_WEIGHT
+            digit = kind == COPY and token in self.digits
+            out.weights[first + offset] = DIGIT_WEIGHT if digit else WEIGHTS.get(kind, CHOICE_WEIGHT)
         if question.passage is not None:
             self._point(out, episode, question, at, first, kinds, texts)
 
@@ -486,8 +490,9 @@ class Encoder:
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
         span = begin + inside[0], begin + inside[-1] + 1
         out.asked += [(position, *span) for position in range(at + 2, first)]
-        out.sentence += [(first, *span), (first + kinds.index(CITE), *span)]
-        out.first.append((first + kinds.index(FIRST), span[0]))
+        quoting = first + kinds.index(FIRST)
+        out.sentence += [(looking, *span) for looking in (first, first + kinds.index(CITE), quoting)]
+        out.first += [(quoting + i, span[0] + i) for i in range(kinds.count(COPY) + 1)]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from demo.episodes import CITE, DECIDE, FIRST, REFUSE, STOP_HERE, Encoder, Episode, EpisodeMaker, Recipe, visible
+from demo.episodes import CITE, COPY, DECIDE, FIRST, REFUSE, STOP_HERE, Encoder, Episode, EpisodeMaker, Recipe, visible
 from demo.network import Decoder, KeyValue
 
 
@@ -29,7 +29,14 @@ class Score:
         return self.right.get(kind, 0) / max(1, self.seen.get(kind, 0))
 
     def __str__(self) -> str:
-        named = (("answers", DECIDE), ("refuses", REFUSE), ("cites", CITE), ("first word", FIRST), ("stops", STOP_HERE))
+        named = (
+            ("answers", DECIDE),
+            ("refuses", REFUSE),
+            ("cites", CITE),
+            ("first word", FIRST),
+            ("copies", COPY),
+            ("stops", STOP_HERE),
+        )
         return ", ".join(f"{name} {self.of(kind):.2f}" for name, kind in named)
 
 

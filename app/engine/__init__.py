@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.engine.delta import EngineDelta
     from app.engine.engine import LLMEngine
     from app.engine.facts import EngineLoad, EngineStats, PromptKeys
+    from app.engine.grammar import Grammar
     from app.engine.request import EngineError, Request, RequestMetrics, RequestOutput, TokenSegment, choices
     from app.engine.tokenizer import ChatPiece, Tokenizer
 
@@ -29,6 +30,7 @@ __all__ = [
     "EngineError",
     "EngineLoad",
     "EngineStats",
+    "Grammar",
     "LLMEngine",
     "PromptKeys",
     "Request",
@@ -47,6 +49,7 @@ _HOMES = {
     "cost": ("TTFTPrediction",),
     "delta": ("EngineDelta",),
     "engine": ("LLMEngine",),
+    "grammar": ("Grammar",),
     "facts": ("EngineLoad", "EngineStats", "PromptKeys"),
     "request": ("EngineError", "Request", "RequestMetrics", "RequestOutput", "TokenSegment", "choices"),
     "tokenizer": ("ChatPiece", "Tokenizer"),

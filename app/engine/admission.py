@@ -34,6 +34,9 @@ def check_request(request: Request, limits: Limits) -> int:
         raise InvalidRequest("max_queue_seconds must be more than 0 or absent.", param="max_queue_seconds")
     if sampling.stop and not limits.has_tokenizer:
         raise InvalidRequest("Stop strings need a model folder with a tokenizer.", param="stop")
+    if request.grammar is not None and (sampling.ignore_eos or sampling.min_tokens):
+        field = "ignore_eos" if sampling.ignore_eos else "min_tokens"
+        raise InvalidRequest(f"{field} cannot be combined with response_format.", param=field)
     room = limits.max_model_len - len(prompt)
     if sampling.min_tokens > room:
         raise InvalidRequest(f"min_tokens is {sampling.min_tokens}, but only {room} fit.", param="min_tokens")

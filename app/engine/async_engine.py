@@ -20,13 +20,14 @@ from contextlib import aclosing
 from itertools import takewhile
 from typing import Any, TypeVar
 
-from app.engine.admission import Limits, check_request, split_choices
+from app.engine.admission import Limits, split_choices
 from app.engine.config import EngineConfig
 from app.engine.cost import TTFTPrediction
 from app.engine.delta import EngineDelta, delta
 from app.engine.detokenizer import TextStream
 from app.engine.engine import LLMEngine, pin_request
 from app.engine.facts import EngineLoad, EngineStats, PromptKeys
+from app.engine.prefix import Label, LabelCount
 from app.engine.request import EngineError, Request, StepOutput, TokenSegment
 from app.engine.tokenizer import Tokenizer
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
@@ -114,6 +115,10 @@ class AsyncEngine:
         """For routing, as of the last step. Raises EngineError where there is no engine."""
         return self.engine.load()
 
+    def label_counts(self) -> dict[Label, LabelCount]:
+        """Prompt tokens and prefix cache hits per access label."""
+        return self.engine.label_counts()
+
     def keys(self, segments: Seq[TokenSegment]) -> PromptKeys:
         """A prompt's block keys, for match() and predict_ttft(). About 2 microseconds per block."""
         return self.engine.forecast.keys(segments)
@@ -151,7 +156,7 @@ class AsyncEngine:
         engine is not healthy; while iterating EngineError if a step fails.
         """
         self._require_healthy()
-        check_request(request, self.limits)
+        self.engine.check(request)
         return self._stream(dataclasses.replace(request, request_id=f"{request.request_id}#{next(self._ids)}"))
 
     def generate_choices(self, request: Request, count: int) -> list[AsyncGenerator[EngineDelta, None]]:
@@ -205,7 +210,7 @@ class AsyncEngine:
         size, pinned = self.config.block_size, 0
         for _ in range(3):
             request = dataclasses.replace(pin_request(segments), request_id=f"pin#{next(self._ids)}")
-            check_request(request, self.limits)
+            self.engine.check(request)
             async with aclosing(self._stream(request)) as deltas:
                 async for _ in deltas:
                     pass

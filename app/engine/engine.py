@@ -13,6 +13,7 @@ from app.engine.admission import Limits, check_request
 from app.engine.blocks import BlockPool
 from app.engine.config import EngineConfig, SamplingParams
 from app.engine.facts import EngineLoad, EngineStats, Forecaster
+from app.engine.grammar import Grammars
 from app.engine.offline import Collected
 from app.engine.prefix import BlockHasher, Label, LabelCount
 from app.engine.quote_lock import QuoteLock, QuoteSources
@@ -53,6 +54,7 @@ class LLMEngine:
         self.tokenizer = Tokenizer(runner.folder) if has_tokenizer(runner.folder) else None
         has_text = self.tokenizer is not None
         self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, has_text, config.max_num_seqs)
+        self.grammars = Grammars(self.tokenizer, runner.spec.vocab_size, runner.spec.eos_token_ids)
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
         self._stats = EngineStats(total_blocks=self.pool.total, free_blocks=self.pool.total)
@@ -62,6 +64,12 @@ class LLMEngine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    def check(self, request: Request) -> None:
+        """Raises InvalidRequest or ContextTooLong for what cannot work. May be called from any thread."""
+        check_request(request, self.limits)
+        if request.grammar is not None:
+            self.grammars.check(request.grammar)
+
     def add_request(self, request: Request, arrived: float | None = None) -> None:
         """Raises InvalidRequest or ContextTooLong; an id that is running already is a ValueError.
 
@@ -70,9 +78,10 @@ class LLMEngine:
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is running already")
         max_tokens = check_request(request, self.limits)
+        grammar = self.grammars.start(request.grammar) if request.grammar is not None else None
         seed = request.sampling.seed
         seq = Sequence(request, self._seeds.getrandbits(63) if seed is None else seed, max_tokens, arrived)
-        seq.lock = self._quote_lock(request)
+        seq.lock, seq.grammar = self._quote_lock(request), grammar
         self._sequences[request.request_id] = seq
         self.scheduler.add(seq)
         self.forecast.arrived(seq)
@@ -85,10 +94,16 @@ class LLMEngine:
     def abort(self, request_id: str) -> StepOutput | None:
         """End a request wherever it is and give its blocks back; None if it has ended already."""
         seq = self._sequences.get(request_id)
-        return None if seq is None else self._finish(seq, [], "abort")
+        return None if seq is None else self._abort([seq])[0]
 
     def abort_all(self) -> list[StepOutput]:
-        return [self._finish(seq, [], "abort") for seq in list(self._sequences.values())]
+        return self._abort(list(self._sequences.values()))
+
+    def _abort(self, seqs: list[Sequence]) -> list[StepOutput]:
+        """No step may follow that would count them out."""
+        ended = [self._finish(seq, [], "abort") for seq in seqs]
+        self._count(Schedule(), 0, 0.0)
+        return ended
 
     def step(self) -> list[StepOutput]:
         """Schedule, run, postprocess. A step in which nothing can be scheduled returns no tokens."""
@@ -98,10 +113,12 @@ class LLMEngine:
         if not schedule.rows:
             self._count(schedule, 0, 0.0)
             return outputs
+        shape = schedule.shape()
+        self.forecast.stepping(shape)
         sampled = self._run(schedule)
         outputs += self._postprocess(schedule, sampled)
         seconds, ended = time.perf_counter() - began, sum(output.finish_reason is not None for output in outputs)
-        self.forecast.stepped(schedule.shape(), seconds, ended)
+        self.forecast.stepped(shape, seconds, ended)
         self._count(schedule, len(sampled.token_ids), seconds)
         return outputs
 
@@ -117,7 +134,7 @@ class LLMEngine:
     def generate_requests(self, requests: Seq[Request]) -> list[RequestOutput]:
         """As generate(), for requests with segments and labels."""
         for request in requests:
-            check_request(request, self.limits)
+            self.check(request)
         for request in requests:
             self.add_request(request)
         collected = {r.request_id: Collected(r, self.tokenizer) for r in requests}
@@ -206,6 +223,8 @@ class LLMEngine:
         seq.tokens.append(token)
         if seq.lock is not None:
             seq.lock.advance(token)
+        if seq.grammar is not None:
+            seq.grammar.advance(token)
         reason = self._end_reason(seq, token)
         output = StepOutput(seq.request_id, [token]) if reason is None else self._finish(seq, [token], reason)
         if seq.sampling.logprobs is None:

@@ -3,6 +3,8 @@
 Written by the engine thread, read by any: every snapshot is one object, replaced as a whole. No torch.
 """
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -12,7 +14,7 @@ from app.engine.prefix import BlockHasher, LabelChain, block_keys
 from app.engine.request import Sequence, TokenSegment
 from app.engine.scheduler import Scheduler
 
-_DECAY = 0.98  # per step, of the rate at which requests end
+_DECAY = 0.998  # per step, of the rate at which requests end
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,12 @@ class PromptKeys:
 class Forecaster:
     """Learns how long steps take and how wrong its predictions were."""
 
-    def __init__(self, pool: BlockPool, hasher: BlockHasher | None, *, block_size: int) -> None:
+    def __init__(
+        self, pool: BlockPool, hasher: BlockHasher | None, *, block_size: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
+        self._clock = clock
+        self._busy_until = 0.0  # when the step that runs now should be over
         self.cost = StepTimeModel()
         self.residuals = ResidualQuantiles()
         self.backlog = Backlog(0, 0, 0, 1, 0, 0, pool.total, 0.0)
@@ -105,14 +112,14 @@ class Forecaster:
     def predict(self, prompt: PromptKeys, quantile: float) -> TTFTPrediction:
         matchable = (prompt.num_tokens - 1) // self._block_size
         keys = prompt.keys[:matchable]
-        seconds = self._seconds(keys, prompt.num_tokens)
+        seconds = max(0.0, self._busy_until - self._clock()) + self._seconds(keys, prompt.num_tokens)
         median, high = self.residuals.quantile(0.5), self.residuals.quantile(quantile)
         return TTFTPrediction(seconds * median, seconds * high, quantile, self._resident(keys) * self._block_size)
 
     def arrived(self, seq: Sequence) -> None:
-        """A request is in the queue; its keys are known."""
+        """Between two steps: a request is in the queue; its keys are known, and how long it has waited."""
         keys = seq.keys[: (seq.num_prompt_tokens - 1) // self._block_size]
-        seq.predicted_ttft = self._seconds(keys, seq.num_prompt_tokens)
+        seq.predicted_ttft = self._clock() - seq.arrived + self._seconds(keys, seq.num_prompt_tokens)
         seq.planned = [key for key in keys if key not in self._planned and self._pool.lookup(key) is None]
         self._planned.update(seq.planned)
         last = self.backlog
@@ -130,6 +137,10 @@ class Forecaster:
     def ended(self, seq: Sequence) -> None:
         self._planned.difference_update(seq.planned)
         seq.planned = []
+
+    def stepping(self, shape: StepShape) -> None:
+        """A step of this shape begins."""
+        self._busy_until = self._clock() + self.cost.seconds(shape)
 
     def stepped(self, shape: StepShape, seconds: float, ended: int) -> None:
         """A step of this shape took so long, and so many requests ended in it."""

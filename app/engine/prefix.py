@@ -102,7 +102,8 @@ class LabelCounts:
             self._counts.popitem(last=False)
 
     def snapshot(self) -> dict[Label, LabelCount]:
-        return {label: replace(count) for label, count in self._counts.items()}
+        """A copy, for any thread."""
+        return {label: replace(count) for label, count in list(self._counts.items())}
 
 
 def block_keys(hasher: BlockHasher, tokens: Sequence[int], labels: LabelChain, count: int) -> list[bytes]:

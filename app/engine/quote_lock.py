@@ -22,8 +22,11 @@ class TokenBytes:
         self.ids: dict[bytes, list[int]] = defaultdict(list)
         self.closing: dict[bytes, list[int]] = defaultdict(list)  # what stands before the first mark -> tokens
         self.opening: list[int] = []  # tokens in which something follows a mark or a bracket
+        self.after_mark: list[int] = []  # what may follow a closing mark: an end, a space, punctuation
         self.longest = max((len(b) for b in token_bytes if b), default=0)
         for token_id, data in enumerate(token_bytes):
+            if not data or not chr(data[0]).isalnum():
+                self.after_mark.append(token_id)
             if data:
                 self._file(token_id, data)
 
@@ -68,7 +71,7 @@ class QuoteLock:
         self._marker: bytes | None = None  # digits since an open bracket
         self._quote: list[tuple[int, int]] | None = None  # where the quote so far may go on, None outside
         self._begun = False  # the quote has at least one byte
-        self._maybe_closed = False  # the last byte was a mark that the source has here too
+        self._maybe_closed = False  # the last byte was a mark that the source has here too: it may have been either
         self._forbidden: dict[int | None, list[int]] = {}
         self.broken = False  # something was written that no source has; locking is over
 
@@ -79,17 +82,18 @@ class QuoteLock:
 
     def allowed(self) -> list[int] | None:
         """Token ids, or None where anything goes but `forbidden()`."""
-        if self.broken or self._maybe_closed:
+        if self.broken:
             return None
         if self._marker is not None:
             return self._numbers(self._marker) or None
-        if self._quote is not None:
-            return self._continuations(self._quote) or None
-        return None
+        if self._quote is None:
+            return None
+        going_on = self._continuations(self._quote)
+        return [*going_on, *self._vocabulary.after_mark] if self._maybe_closed else going_on or None
 
     def forbidden(self) -> list[int]:
         """Tokens that would open a quote or a citation that does not exist; only where allowed() is None."""
-        if self.broken or self._maybe_closed or not self._vocabulary.opening:
+        if self.broken or not self._vocabulary.opening:
             return []
         if self._cited not in self._forbidden:
             bad = [token for token in self._vocabulary.opening if self._would_break(token)]

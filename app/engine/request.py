@@ -7,6 +7,7 @@ from typing import Literal
 
 from app.engine.blocks import Block
 from app.engine.config import SamplingParams
+from app.engine.grammar import Grammar, GrammarState
 from app.engine.prefix import Label, LabelChain
 from app.engine.quote_lock import QuoteLock
 
@@ -41,6 +42,7 @@ class Request:
     max_queue_seconds: not started by then, it ends with finish_reason "deadline"; None waits as long as it takes.
     quote_sources: numbered passages, the first is [1]; where given, quotes and citation numbers in the output are
     constrained to what they say (quote_lock.py).
+    grammar: what the whole output must look like (grammar.py).
     """
 
     request_id: str
@@ -49,6 +51,7 @@ class Request:
     priority: int = 0
     max_queue_seconds: float | None = None
     quote_sources: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -117,10 +120,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrived", "block_ids", "blocks", "first_token", "keys", "labels", "lock", "max_queue_seconds", "max_tokens",
-        "num_cached", "num_computed", "num_preemptions", "num_prompt_tokens", "overtaken", "pending", "planned",
-        "predicted_ttft", "priority", "rank", "request_id", "resident", "sampling", "seed", "sources", "started",
-        "tokens", "waits_for",
+        "arrived", "block_ids", "blocks", "first_token", "grammar", "keys", "labels", "lock", "max_queue_seconds",
+        "max_tokens", "num_cached", "num_computed", "num_preemptions", "num_prompt_tokens", "overtaken", "pending",
+        "planned", "predicted_ttft", "priority", "rank", "request_id", "resident", "sampling", "seed", "sources",
+        "started", "tokens", "waits_for",
     )  # fmt: skip
 
     def __init__(self, request: Request, seed: int, max_tokens: int, arrived: float | None = None) -> None:
@@ -135,6 +138,7 @@ class Sequence:
         self.labels = LabelChain([(len(s.token_ids), s.label) for s in request.segments])
         self.sources = LabelChain([(len(s.token_ids), frozenset(s.source_ids)) for s in request.segments])
         self.lock: QuoteLock | None = None
+        self.grammar: GrammarState | None = None
         self.num_computed = 0
         self.num_cached = 0
         self.num_preemptions = 0

@@ -125,14 +125,19 @@ def _draw(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
 
 
 def _filtered(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
-    """Ranks only as many tokens as can matter, and the whole vocabulary for the rows that reach further."""
+    """Ranks only as many tokens as can matter, and the whole vocabulary for the rows that reach further.
+
+    Which way a row goes depends on nothing but the row, so that a seed gives the same in any company. Finding the
+    end of a flat row's mass by bisection instead of sorting it was no faster (64 rows of 8,192 and of 152,000).
+    """
     vocab_size = logits.shape[1]
     count = min(vocab_size, max(_CANDIDATES, int(top_k.max())))
     values, order = logits.topk(count)
     total = logits.logsumexp(-1)
     tokens = _pick(values, order, total, top_k, top_p, min_p, uniform)
-    if count == vocab_size:
+    if vocab_size <= _CANDIDATES:
         return tokens
+    values = values[:, :_CANDIDATES]
     short = torch.where(min_p > 0, values[:, -1] >= _floor(values, min_p), (values.logsumexp(-1) - total).exp() < top_p)
     far = torch.nonzero(short & (top_k == 0)).squeeze(1)
     if len(far):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engine.quote_lock import QuoteLock
 from app.engine.request import Sequence
 from app.engine.sampler import Pairs, Penalties, SamplingBatch, uniform
 
@@ -80,18 +81,32 @@ class SamplingBatches:
         )
 
     def _locked(self, seqs: list[Sequence]) -> Pairs | None:
-        """Rows with a quote lock that is not indifferent now. The loop is over these alone: each is an automaton."""
+        """Rows with a quote lock or a grammar that is not indifferent now. The loop is over these alone: each is an
+        automaton; a grammar's mask was computed while the model ran."""
         rows, masks = [], []
         for i, seq in enumerate(seqs):
-            if seq.lock is None:
-                continue
-            allowed, forbidden = seq.lock.allowed(), seq.lock.forbidden()
-            if allowed is not None or forbidden:
-                mask = torch.full((self._vocab_size,), allowed is not None)
-                mask[forbidden if allowed is None else allowed] = allowed is None
+            mask = self._impossible(seq)
+            if mask is not None:
                 rows.append(i)
                 masks.append(mask)
         return (torch.tensor(rows), torch.stack(masks)) if rows else None
+
+    def _impossible(self, seq: Sequence) -> Tensor | None:
+        """Where lock and grammar leave nothing together, the grammar's end is still an end."""
+        locked = self._outside_quotes(seq.lock) if seq.lock is not None else None
+        if seq.grammar is None:
+            return locked
+        by_grammar = torch.from_numpy(seq.grammar.impossible())
+        both = by_grammar if locked is None else by_grammar | locked
+        return by_grammar if bool(both.all()) else both
+
+    def _outside_quotes(self, lock: QuoteLock) -> Tensor | None:
+        allowed, forbidden = lock.allowed(), lock.forbidden()
+        if allowed is None and not forbidden:
+            return None
+        mask = torch.full((self._vocab_size,), allowed is not None)
+        mask[forbidden if allowed is None else allowed] = allowed is None
+        return mask
 
     def _banned(self, steps: "np.ndarray[tuple[int], np.dtype[np.uint64]]") -> Pairs | None:
         """End tokens of the rows that have not reached their min_tokens."""

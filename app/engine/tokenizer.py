@@ -69,6 +69,10 @@ class Tokenizer:
         names = (self._template.id_to_token(i) for i in range(self.vocab_size))
         return TokenBytes([None if i in control or name is None else as_bytes(name) for i, name in enumerate(names)])
 
+    def to_json(self) -> str:
+        """The tokenizers library's own form, for a grammar library that reads it."""
+        return str(self._template.to_str())
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)

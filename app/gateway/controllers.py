@@ -1,23 +1,33 @@
-"""/v1/chat/completions and /v1/models in the OpenAI dialect."""
+"""/v1 in the OpenAI dialect: chat, legacy completions, embeddings, models."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
-from litestar import Controller, Response, get, post
+from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
-from litestar.response import Stream
 
 from app.errors import AppError, ModelNotFound
-from app.gateway.schemas import Delta
+from app.gateway.embeddings import Embeddings
+from app.gateway.schemas import ChatRequest, Delta, Usage
 from app.gateway.service import ChatStream, Gateway
+from app.gateway.streaming import Frames, said_headers, stream_response
 from app.gateway.wire import ChatCompletionRequest, Completion, Json, sse, to_request
-from app.telemetry import Stages, logger
+from app.gateway.wire_anthropic_out import model_page
+from app.gateway.wire_completions import (
+    MAX_EMBEDDING_INPUTS,
+    CompletionRequest,
+    EmbeddingRequest,
+    TextCompletion,
+    embedding_list,
+    texts,
+    to_requests,
+)
+from app.telemetry import Stages
 from app.tenants.auth import requires_scope
 from app.tenants.principal import Principal, Scope
 
-log = logger(__name__)
 STARTED = int(time.time())
 
 
@@ -35,49 +45,115 @@ class ChatController(Controller):
     ) -> Response[Any]:
         request = to_request(data, principal.access_atoms(principal.labels))
         stream = await gateway.open(principal, request, Stages())
-        headers = {"x-precedent-served-by": stream.served_by}
+        headers = said_headers(stream.served_by)
         completion = Completion(data.model)
         if data.stream:
             include_usage = bool(data.stream_options and data.stream_options.include_usage)
-            return Stream(
-                _frames(stream, completion, include_usage), media_type="text/event-stream", headers=headers
-            )
-        async with stream:
-            deltas = [delta async for delta in stream]
+            return await stream_response(_chat_frames(stream, completion, include_usage), error_frame, headers)
+        deltas = await _collect(stream)
         return Response(completion.full(deltas, stream.finish_reason, stream.usage), headers=headers)
 
+    @post("/completions", status_code=200, summary="Continue a text, plain or streamed (legacy)")
+    async def complete(
+        self,
+        data: JSONBody[CompletionRequest],
+        principal: NamedDependency[Principal],
+        gateway: NamedDependency[Gateway],
+    ) -> Response[Any]:
+        requests = to_requests(data, principal.access_atoms(principal.labels))
+        completion = TextCompletion(data.model)
+        if data.stream:
+            stream = await gateway.open(principal, requests[0], Stages())
+            include_usage = bool(data.stream_options and data.stream_options.include_usage)
+            frames = _text_frames(stream, completion, include_usage)
+            return await stream_response(frames, error_frame, said_headers(stream.served_by))
+        answers = await _answer_all(gateway, principal, requests)
+        return Response(completion.full(answers))
+
+    @post("/embeddings", status_code=200, summary="Texts to vectors")
+    async def embed(
+        self,
+        data: JSONBody[EmbeddingRequest],
+        principal: NamedDependency[Principal],
+        embeddings: NamedDependency[Embeddings],
+    ) -> Json:
+        inputs = texts(data.input, "input", MAX_EMBEDDING_INPUTS)
+        vectors, tokens = await embeddings.embed(principal, data.model, inputs, data.dimensions)
+        return embedding_list(data.model, vectors, tokens, packed=data.encoding_format == "base64")
+
     @get("/models", summary="The models this key may use")
-    async def models(self, gateway: NamedDependency[Gateway]) -> Json:
-        return {"object": "list", "data": [_model(gateway, name) for name in gateway.router.routes]}
+    async def models(
+        self,
+        request: Request[Any, Any, Any],
+        gateway: NamedDependency[Gateway],
+        embeddings: NamedDependency[Embeddings],
+    ) -> Json:
+        """In Anthropic's shape, without embedding models, where the caller sends `anthropic-version`."""
+        if "anthropic-version" in request.headers:
+            return model_page(list(gateway.router.routes), STARTED)
+        chat = [model_object(name, route.owned_by) for name, route in gateway.router.routes.items()]
+        return {"object": "list", "data": [*chat, model_object(embeddings.name)]}
 
     @get("/models/{model:path}", summary="One model")
-    async def model(self, model: FromPath[str], gateway: NamedDependency[Gateway]) -> Json:
+    async def model(
+        self, model: FromPath[str], gateway: NamedDependency[Gateway], embeddings: NamedDependency[Embeddings]
+    ) -> Json:
         name = model.lstrip("/")
+        if name == embeddings.name:
+            return model_object(name)
         if name not in gateway.router.routes:
             raise ModelNotFound(name)
-        return _model(gateway, name)
+        return model_object(name, gateway.router.routes[name].owned_by)
 
 
-async def _frames(stream: ChatStream, completion: Completion, include_usage: bool) -> AsyncIterator[bytes]:
-    """Chunks, the usage chunk if asked for, and [DONE]; after a failure one error frame and nothing else."""
+def error_frame(error: AppError) -> bytes:
+    return sse(error.openai())
+
+
+async def _collect(stream: ChatStream) -> list[Delta]:
+    async with stream:
+        return [delta async for delta in stream]
+
+
+async def _answer_all(
+    gateway: Gateway, principal: Principal, requests: list[ChatRequest]
+) -> list[tuple[list[Delta], str | None, Usage]]:
+    """Every prompt's answer, side by side; the first failure is the caller's."""
+
+    async def one(request: ChatRequest) -> tuple[list[Delta], str | None, Usage]:
+        stream = await gateway.open(principal, request, Stages())
+        return await _collect(stream), stream.finish_reason, stream.usage
+
+    tasks = [asyncio.ensure_future(one(request)) for request in requests]
     try:
-        async with stream:
-            yield sse(_with_usage(completion.first_chunk(), include_usage))
-            async for delta in stream:
-                if _says_something(delta):
-                    yield sse(_with_usage(completion.chunk(delta), include_usage))
-        if include_usage:
-            yield sse(completion.usage_chunk(stream.usage))
-        yield sse("[DONE]")
-    except AppError as error:
-        yield sse(error.openai())
-    except Exception:
-        log.exception("stream failed")
-        yield sse(AppError("The server failed while answering.").openai())
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
-def _says_something(delta: Delta) -> bool:
-    return bool(delta.text or delta.tool_calls or delta.finish_reason)
+async def _chat_frames(stream: ChatStream, completion: Completion, include_usage: bool) -> Frames:
+    """Chunks, the usage chunk if asked for, and [DONE]."""
+    async with stream:
+        yield b""
+        yield sse(_with_usage(completion.first_chunk(), include_usage))
+        async for delta in stream:
+            if delta.text or delta.tool_calls or delta.finish_reason:
+                yield sse(_with_usage(completion.chunk(delta), include_usage))
+    if include_usage:
+        yield sse(completion.usage_chunk(stream.usage))
+    yield sse("[DONE]")
+
+
+async def _text_frames(stream: ChatStream, completion: TextCompletion, include_usage: bool) -> Frames:
+    async with stream:
+        yield b""
+        async for delta in stream:
+            if delta.text or delta.finish_reason:
+                yield sse(_with_usage(completion.chunk(delta), include_usage))
+    if include_usage:
+        yield sse(completion.usage_chunk(stream.usage))
+    yield sse("[DONE]")
 
 
 def _with_usage(chunk: Json, include_usage: bool) -> Json:
@@ -85,6 +161,5 @@ def _with_usage(chunk: Json, include_usage: bool) -> Json:
     return chunk | {"usage": None} if include_usage else chunk
 
 
-def _model(gateway: Gateway, name: str) -> Json:
-    owner = gateway.router.routes[name].owned_by
+def model_object(name: str, owner: str = "precedent") -> Json:
     return {"id": name, "object": "model", "created": STARTED, "owned_by": owner}

@@ -1,4 +1,7 @@
-"""The nouns of the gateway, in no provider's dialect."""
+"""The nouns of the gateway, in no provider's dialect.
+
+Tools, tool calls and content parts have OpenAI's shape here; the other dialects are translated from and to it.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +20,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Message:
-    """`extra` holds what only some upstreams understand: tool calls, names, image parts."""
+    """`extra` holds what only some upstreams understand.
+
+    name, tool_calls, tool_call_id as in OpenAI's API; content (a list of parts) where images are among them, and then
+    there are no segments; is_error (bool) of a tool's result, which Anthropic's API alone can say.
+    """
 
     role: str
     segments: tuple[Segment, ...]
@@ -42,12 +49,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """`upstream_only` are fields that the in-process engine does not take; it refuses a request that has any."""
+    """`upstream_only` are fields beyond sampling, under OpenAI's names; a target that lacks one refuses the request.
+
+    `raw`: one message whose text is continued as it is, without a chat template (OpenAI's legacy completions).
+    `tenant`: whose request this is; the gateway fills it in.
+    `quote_sources`: numbered passages; a target that can constrain its output quotes these alone.
+    """
 
     model: str
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     upstream_only: dict[str, Any] = field(default_factory=dict)
+    raw: bool = False
+    tenant: str = ""
+    quote_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,13 +76,20 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer. The last one carries finish_reason, and usage and timings where the target has them."""
+    """A piece of an answer. The last one carries finish_reason, and usage and timings where the target has them.
+
+    finish_reason: stop, length, tool_calls or content_filter; `stop_sequence` is the one that was met, where known.
+    usage may come earlier with what is known by then. tool_calls are fragments with an index and logprobs an
+    object with lists, as OpenAI streams them.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
     timings_ms: dict[str, float] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    stop_sequence: str | None = None
+    logprobs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The pipeline of a chat request: plan, try targets until one answers, stream, record."""
+"""The pipeline of a chat request: plan, leave out who cannot serve, try targets until one answers, stream, record."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import TracebackType
 from uuid import UUID
 
@@ -10,9 +11,11 @@ from opentelemetry import trace
 
 from app.config import TargetSettings
 from app.db import Database
-from app.errors import AppError, Unavailable, UpstreamError, UpstreamTimeout
+from app.errors import AppError
+from app.gateway.capabilities import estimate_text, estimate_tokens, needs, refusal, too_long
 from app.gateway.models import RequestRecord
 from app.gateway.providers.base import Provider
+from app.gateway.resilience import FALLBACK, DeltaStream, GuardedTarget, exhausted
 from app.gateway.routing import Router
 from app.gateway.schemas import Attempt, ChatRequest, Delta, Usage
 from app.telemetry import Stages, logger
@@ -28,59 +31,75 @@ class Gateway:
         self._database = database
         self.router = router
         self.providers = providers
+        self.targets = {name: GuardedTarget(router.targets[name], provider) for name, provider in providers.items()}
 
     async def open(self, principal: Principal, request: ChatRequest, stages: Stages) -> "ChatStream":
-        """The stream of the first permitted target whose first delta came; use it as an async context manager.
+        """The stream of the first able target whose first delta came; use it as an async context manager.
 
-        Raises ModelNotFound, InvalidRequest, or UpstreamError when every target failed.
+        Raises ModelNotFound, InvalidRequest where no target could serve the request, RateLimited when all are limited,
+        and UpstreamError or Unavailable when every target failed.
         """
-        plan = self.router.plan(request.model)
         record = _record(principal, request)
+        request = replace(request, tenant=str(principal.tenant_id))
+        targets = self.router.plan(request.model).targets
         attempts: list[Attempt] = []
         with stages.stage("route"):
-            for target in plan.targets:
-                try:
-                    return await self._try(target, request, stages, record, len(attempts))
-                except (UpstreamError, Unavailable) as error:
-                    log.warning("target failed", target=target.name, model=request.model, reason=error.detail)
-                    attempts.append(Attempt(target.name, error))
-                except AppError as error:
-                    await self._save(record, status=error.code, fallbacks=len(attempts))
-                    raise
-        await self._save(record, status="upstream_error", fallbacks=len(attempts))
-        raise _exhausted(attempts)
+            try:
+                return await self._first_answer(self._able(request, targets), request, stages, record, attempts)
+            except AppError as error:
+                record.fallbacks = len(attempts)
+                await self.save(record, status=error.code)
+                raise
 
-    async def _try(
+    async def count_tokens(self, request: ChatRequest) -> tuple[int, bool]:
+        """(prompt tokens, whether exact): counted by the first able target's own tokenizer, else estimated.
+
+        Raises ModelNotFound, and InvalidRequest where no target could serve the request.
+        """
+        able = self._able(request, self.router.plan(request.model).targets)
+        provider = able[0].provider
+        counted = None if provider.unhealthy() else await provider.count_tokens(request)
+        return (estimate_tokens(request), False) if counted is None else (counted, True)
+
+    def _able(self, request: ChatRequest, targets: tuple[TargetSettings, ...]) -> list[GuardedTarget]:
+        """The targets that take what the request needs and whose declared context it fits."""
+        needed = needs(request)
+        guarded = [self.targets[target.name] for target in targets]
+        missing = [needed - target.provider.takes for target in guarded]
+        if all(missing):
+            raise refusal(request.model, min(missing, key=len))
+        able = [target for target, lacks in zip(guarded, missing, strict=True) if not lacks]
+        reasons = [too_long(request, target.target.max_context) for target in able]
+        fitting = [target for target, reason in zip(able, reasons, strict=True) if reason is None]
+        if not fitting and reasons[-1]:
+            raise reasons[-1]
+        return fitting
+
+    async def _first_answer(
         self,
-        target: TargetSettings,
+        targets: list[GuardedTarget],
         request: ChatRequest,
         stages: Stages,
         record: RequestRecord,
-        fallbacks: int,
+        attempts: list[Attempt],
     ) -> "ChatStream":
-        provider = self.providers[target.name]
-        if reason := provider.unhealthy():
-            raise Unavailable(f"The target {target.name!r} is not ready: {reason}.")
-        started = time.perf_counter()
-        deltas = provider.stream(request)
-        try:
-            async with asyncio.timeout(target.timeout_seconds):
-                first = await anext(deltas)
-        except TimeoutError as error:
-            await deltas.aclose()
-            raise UpstreamTimeout(
-                f"The target {target.name!r} sent nothing in {target.timeout_seconds:g} s."
-            ) from error
-        except StopAsyncIteration as error:
-            raise UpstreamError(f"The target {target.name!r} sent an empty answer.") from error
-        record.target, record.fallbacks = target.name, fallbacks
-        record.first_delta_ms = (time.perf_counter() - started) * 1000
-        return ChatStream(self, target, first, deltas, stages, record)
+        for number, guarded in enumerate(targets, start=1):
+            name = guarded.target.name
+            started = time.perf_counter()
+            try:
+                deltas = await guarded.open(request, alternatives=number < len(targets))
+            except FALLBACK as error:
+                log.warning("target failed", target=name, model=request.model, reason=error.detail)
+                attempts.append(Attempt(name, error))
+                continue
+            record.target, record.fallbacks = name, len(attempts)
+            record.first_delta_ms = (time.perf_counter() - started) * 1000
+            return ChatStream(self, deltas, request, stages, record)
+        raise exhausted(attempts)
 
-    async def _save(self, record: RequestRecord, *, status: str, fallbacks: int | None = None) -> None:
+    async def save(self, record: RequestRecord, *, status: str) -> None:
+        """Write a row of the request log."""
         record.status = status
-        if fallbacks is not None:
-            record.fallbacks = fallbacks
         async with self._database.session() as session:
             session.add(record)
             await session.commit()
@@ -92,22 +111,22 @@ class ChatStream:
     def __init__(
         self,
         gateway: Gateway,
-        target: TargetSettings,
-        first: Delta,
-        rest: AsyncGenerator[Delta, None],
+        deltas: DeltaStream,
+        request: ChatRequest,
         stages: Stages,
         record: RequestRecord,
     ) -> None:
-        self.served_by = target.name
+        self.served_by = deltas.target.name
         self.usage = Usage()
         self.finish_reason: str | None = None
+        self.stop_sequence: str | None = None
         self._gateway = gateway
-        self._timeout = target.timeout_seconds
-        self._first = first
-        self._rest = rest
+        self._deltas = deltas
+        self._request = request
         self._stages = stages
         self._record = record
         self._started = time.perf_counter()
+        self._texts: list[str] = []
 
     async def __aenter__(self) -> "ChatStream":
         return self
@@ -122,29 +141,37 @@ class ChatStream:
         await asyncio.shield(asyncio.create_task(self._finish(error)))
 
     async def _iterate(self) -> AsyncIterator[Delta]:
-        delta: Delta | None = self._first
-        while delta is not None:
+        async for delta in self._deltas:
             self._note(delta)
             yield delta
-            delta = await self._next()
-
-    async def _next(self) -> Delta | None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await anext(self._rest)
-        except StopAsyncIteration:
-            return None
-        except TimeoutError as error:
-            raise UpstreamTimeout(f"The target {self.served_by!r} stopped answering.") from error
 
     def _note(self, delta: Delta) -> None:
-        self.finish_reason = delta.finish_reason or self.finish_reason
+        self._texts.append(delta.text)
         self.usage = delta.usage or self.usage
         for stage, milliseconds in (delta.timings_ms or {}).items():
             self._stages.add(stage, milliseconds)
+        if delta.finish_reason:
+            self.finish_reason = delta.finish_reason
+            self.stop_sequence = delta.stop_sequence
+            if delta.usage is None:
+                self._estimate()
+
+    def _estimate(self) -> None:
+        """Where the target did not say: what was known, or else what the texts amount to."""
+        delivered = estimate_text("".join(self._texts))
+        self.usage = Usage(
+            self.usage.prompt_tokens or estimate_tokens(self._request),
+            max(self.usage.completion_tokens, delivered),
+            self.usage.cached_tokens,
+        )
 
     async def _finish(self, error: BaseException | None) -> None:
-        await self._rest.aclose()
+        try:
+            await self._deltas.aclose()
+        except Exception:
+            log.exception("target could not be stopped", target=self.served_by)
+        if self.finish_reason is None:
+            self._estimate()
         self._record.prompt_tokens = self.usage.prompt_tokens
         self._record.completion_tokens = self.usage.completion_tokens
         self._record.cached_tokens = self.usage.cached_tokens
@@ -152,7 +179,7 @@ class ChatStream:
         span = trace.get_current_span()
         span.set_attribute("gen_ai.usage.input_tokens", self.usage.prompt_tokens)
         span.set_attribute("gen_ai.usage.output_tokens", self.usage.completion_tokens)
-        await self._gateway._save(self._record, status=_status(self.finish_reason, error))
+        await self._gateway.save(self._record, status=_status(self.finish_reason, error))
 
 
 def _record(principal: Principal, request: ChatRequest) -> RequestRecord:
@@ -174,13 +201,4 @@ def _record(principal: Principal, request: ChatRequest) -> RequestRecord:
 def _status(finish_reason: str | None, error: BaseException | None) -> str:
     if isinstance(error, AppError):
         return error.code
-    if error is not None or finish_reason is None:
-        return "cancelled"
-    return finish_reason
-
-
-def _exhausted(attempts: list[Attempt]) -> AppError:
-    if len(attempts) == 1:
-        return attempts[0].error
-    reasons = " ".join(f"{attempt.target}: {attempt.error.detail}" for attempt in attempts)
-    return UpstreamError(f"Every target failed. {reasons}")
+    return finish_reason or "cancelled"

@@ -9,20 +9,65 @@ import uuid
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from app.errors import InvalidRequest
+from app.gateway.images import data_url
 from app.gateway.schemas import ChatRequest, Delta, Message, Sampling, Segment, Usage
 
 Json = dict[str, Any]
 
 
+class FunctionCall(Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, omit_defaults=False):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class FunctionDefinition(Struct, omit_defaults=True):
+    name: str
+    description: str | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Struct):
+    name: str
+
+
+class ToolChoice(Struct):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Struct, omit_defaults=True):
+    name: str
+    schema: Json
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, omit_defaults=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class MessageIn(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Json] | None = None
-    name: str | UnsetType = UNSET
-    tool_calls: list[Json] | UnsetType = UNSET
-    tool_call_id: str | UnsetType = UNSET
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(Struct):
@@ -30,16 +75,25 @@ class StreamOptions(Struct):
 
 
 class UpstreamFields(Struct, omit_defaults=True):
-    """What is passed to an upstream as it came; the in-process engine has none of it yet and says so."""
+    """What is passed to an upstream as it came, where it takes it; the in-process engine takes none of it and says so.
 
-    tools: list[Json] | UnsetType = UNSET
-    tool_choice: str | Json | UnsetType = UNSET
-    response_format: Json | UnsetType = UNSET
-    logprobs: bool | UnsetType = UNSET
-    top_logprobs: int | UnsetType = UNSET
-    presence_penalty: float | UnsetType = UNSET
-    frequency_penalty: float | UnsetType = UNSET
-    logit_bias: dict[str, float] | UnsetType = UNSET
+    From `min_p` on these are vLLM's, for targets whose `extra_fields` name them.
+    """
+
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    parallel_tool_calls: bool | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
 
 
 class ChatCompletionRequest(UpstreamFields, kw_only=True):
@@ -60,13 +114,6 @@ class ChatCompletionRequest(UpstreamFields, kw_only=True):
 
 def to_request(body: ChatCompletionRequest, label: frozenset[str]) -> ChatRequest:
     """The request in our own nouns; every message carries the caller's access label."""
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    # Neutral values ask for nothing: clients such as LangChain send them by default.
-    upstream_only = {
-        name: value
-        for name in UpstreamFields.__struct_fields__
-        if (value := getattr(body, name)) is not UNSET and value not in (None, False, 0, {}, [])
-    }
     return ChatRequest(
         model=body.model,
         messages=tuple(_message(message, label) for message in body.messages),
@@ -75,39 +122,56 @@ def to_request(body: ChatCompletionRequest, label: frozenset[str]) -> ChatReques
             top_p=body.top_p,
             top_k=body.top_k,
             max_tokens=body.max_completion_tokens or body.max_tokens,
-            stop=tuple(stop),
+            stop=stops(body.stop),
             seed=body.seed,
         ),
-        upstream_only=upstream_only,
+        upstream_only=upstream_only(body),
     )
 
 
+def stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def upstream_only(body: UpstreamFields) -> Json:
+    """The fields that ask for something. Neutral values do not: clients such as LangChain send them by default."""
+    given = {name: msgspec.to_builtins(getattr(body, name)) for name in UpstreamFields.__struct_fields__}
+    asked = {name: value for name, value in given.items() if not _neutral(name, value)}
+    if "tools" not in asked:
+        asked = {name: value for name, value in asked.items() if name not in ("tool_choice", "parallel_tool_calls")}
+    return asked
+
+
+def _neutral(name: str, value: Any) -> bool:
+    if name == "parallel_tool_calls":
+        return value is not False
+    if name == "response_format":
+        return not value or value == {"type": "text"}
+    if name == "repetition_penalty":
+        return value in (None, 1)
+    return value in (None, False, 0, {}, [])
+
+
 def _message(message: MessageIn, label: frozenset[str]) -> Message:
-    extra: Json = {
-        name: value
-        for name in ("name", "tool_calls", "tool_call_id")
-        if (value := getattr(message, name)) is not UNSET
-    }
+    given = {name: getattr(message, name) for name in ("name", "tool_calls", "tool_call_id")}
+    extra: Json = {name: msgspec.to_builtins(value) for name, value in given.items() if value}
     if not isinstance(message.content, list):
         return Message(message.role, (Segment(message.content or "", label),), extra)
-    parts = message.content
-    if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+    parts = [_part(part) for part in message.content]
+    if all(part["type"] == "text" for part in parts):
         return Message(message.role, tuple(Segment(part["text"], label) for part in parts), extra)
-    # Image and other parts go to the upstream as they are.
     return Message(message.role, (), {**extra, "content": parts})
 
 
-def refuse_for_engine(request: ChatRequest) -> None:
-    """Raise InvalidRequest for what the in-process engine cannot do."""
-    if request.upstream_only:
-        name = sorted(request.upstream_only)[0]
-        raise InvalidRequest(f"The model {request.model!r} does not support {name!r}.", param=name)
-    for message in request.messages:
-        if message.role not in ("system", "developer", "user", "assistant") or set(message.extra) - {"name"}:
-            raise InvalidRequest(
-                f"The model {request.model!r} takes text messages of the roles system, user and assistant only.",
-                param="messages",
-            )
+def _part(part: Json) -> Json:
+    """The part with the fields we know. Raises InvalidRequest for what no target takes."""
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image_url":
+        media_type, data = data_url(part)
+        return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
+    raise InvalidRequest(f"Content parts of type {kind!r} are not supported.", param="messages")
 
 
 class Completion:
@@ -132,7 +196,8 @@ class Completion:
         if calls := merge_tool_calls(deltas):
             message["tool_calls"] = calls
             message["content"] = message["content"] or None
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+        logprobs = merge_logprobs(deltas)
+        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
         return self._object("chat.completion", [choice]) | {"usage": usage_object(usage)}
 
     def first_chunk(self) -> Json:
@@ -144,13 +209,13 @@ class Completion:
             content["content"] = delta.text
         if delta.tool_calls:
             content["tool_calls"] = delta.tool_calls
-        return self._chunk(content, delta.finish_reason)
+        return self._chunk(content, delta.finish_reason, delta.logprobs)
 
     def usage_chunk(self, usage: Usage) -> Json:
         return self._object("chat.completion.chunk", []) | {"usage": usage_object(usage)}
 
-    def _chunk(self, content: Json, finish_reason: str | None) -> Json:
-        choice = {"index": 0, "delta": content, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(self, content: Json, finish_reason: str | None, logprobs: Json | None = None) -> Json:
+        choice = {"index": 0, "delta": content, "logprobs": logprobs, "finish_reason": finish_reason}
         return self._object("chat.completion.chunk", [choice])
 
 
@@ -168,14 +233,22 @@ def merge_tool_calls(deltas: list[Delta]) -> list[Json]:
     merged: dict[int, Json] = {}
     for fragment in (call for delta in deltas for call in delta.tool_calls or []):
         index = fragment.get("index", 0)
-        call = merged.setdefault(
-            index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-        )
+        call = merged.setdefault(index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
         function = fragment.get("function") or {}
         call["id"] = fragment.get("id") or call["id"]
         call["function"]["name"] += function.get("name") or ""
         call["function"]["arguments"] += function.get("arguments") or ""
     return [merged[index] for index in sorted(merged)]
+
+
+def merge_logprobs(deltas: list[Delta]) -> Json | None:
+    """The lists of all pieces, one after the other; None where there are none."""
+    merged: Json = {}
+    for logprobs in (delta.logprobs for delta in deltas if delta.logprobs):
+        for name, values in logprobs.items():
+            if isinstance(values, list):
+                merged[name] = merged.get(name, []) + values
+    return merged or None
 
 
 def sse(data: Any) -> bytes:

@@ -56,9 +56,7 @@ class Me(Struct):
 
 
 def view(key: ApiKey) -> KeyView:
-    return KeyView(
-        key.id, key.name, key.prefix, key.scopes, key.labels, key.created_at, key.expires_at, key.revoked_at
-    )
+    return KeyView(key.id, key.name, key.prefix, key.scopes, key.labels, key.created_at, key.expires_at, key.revoked_at)
 
 
 @get("/api/v1/me", tags=["tenants"], summary="Who am I")
@@ -72,9 +70,7 @@ class KeyController(Controller):
     guards = (requires_scope(Scope.KEYS),)
 
     @get(summary="List the tenant's keys")
-    async def list_keys(
-        self, principal: NamedDependency[Principal], database: NamedDependency[Database]
-    ) -> KeyList:
+    async def list_keys(self, principal: NamedDependency[Principal], database: NamedDependency[Database]) -> KeyList:
         async with database.session() as session:
             return KeyList([view(key) for key in await service.list_keys(session, principal.tenant_id)])
 

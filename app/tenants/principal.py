@@ -46,6 +46,4 @@ class Principal:
 
     def access_atoms(self, labels: frozenset[str]) -> frozenset[str]:
         """The access label of text filed under `labels`: who shares its computed state must hold all of these."""
-        return frozenset(
-            {f"tenant:{self.tenant_id}", *(f"matter:{self.tenant_id}:{name}" for name in labels)}
-        )
+        return frozenset({f"tenant:{self.tenant_id}", *(f"matter:{self.tenant_id}:{name}" for name in labels)})

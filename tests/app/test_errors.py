@@ -45,4 +45,4 @@ def test_context_too_long_names_both_lengths() -> None:
 
 
 def test_rate_limited_says_when_to_come_back() -> None:
-    assert RateLimited("x", retry_after=2.4).headers == {"retry-after": "2"}
+    assert RateLimited("x", retry_after=2.4).headers == {"retry-after": "3"}

@@ -153,6 +153,8 @@ def test_abort_at_every_moment_gives_everything_back(engine, moment: str) -> Non
     while made.has_work:
         made.step()
     assert made.pool.used == 0 and made.pool.is_consistent() and not made.scheduler._computing
+    stats, load = made.stats(), made.load()
+    assert (stats.running, stats.waiting, stats.used_blocks, load.tokens_in_flight) == (0, 0, 0, 0)
 
 
 def test_abort_while_the_final_step_runs_ends_once(llama: Path) -> None:

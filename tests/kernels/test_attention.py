@@ -8,7 +8,7 @@ import torch
 from app.engine.batch import build_batch
 from app.engine.prefix import prefix_groups
 from app.engine.request import Request, Sequence, TokenSegment
-from app.engine.scheduler import Schedule, ScheduledRow
+from app.engine.schedule import Schedule, ScheduledRow
 from app.kernels.reference import dense_attention, merge_lse, paged_attention, rotate, store_kv
 
 SIZE = 4

@@ -4,14 +4,18 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from app.config import TargetSettings
-from app.errors import ConfigurationError, InvalidRequest, UpstreamError
+from app.errors import ConfigurationError, InvalidRequest, RateLimited
+from app.gateway.capabilities import COMPLETION, OPENAI_FIELDS, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
+from app.gateway.providers.base import TransientError
 from app.gateway.schemas import ChatRequest, Delta, Usage
 
 
 class FakeProvider:
     """Echoes the last message's words, or `text`. Options: text, delay_ms (before each delta), status (fail with this
-    HTTP status), after (deltas before the failure).
+    HTTP status), after (deltas before the failure). Tools and formats are accepted and have no effect.
     """
+
+    takes = TOOL_FIELDS | OPENAI_FIELDS | {COMPLETION, TOP_K, RESPONSE_FORMAT}
 
     def __init__(self, target: TargetSettings) -> None:
         try:
@@ -41,7 +45,12 @@ class FakeProvider:
         if self._status and position >= self._after:
             if self._status == 400:
                 raise InvalidRequest("The fake provider was told to refuse this request.")
-            raise UpstreamError(f"The fake provider was told to fail with {self._status}.")
+            if self._status == 429:
+                raise RateLimited("The fake provider was told to be rate limited.", retry_after=30)
+            raise TransientError(f"The fake provider was told to fail with {self._status}.")
+
+    async def count_tokens(self, request: ChatRequest) -> int | None:
+        return None
 
     async def start(self) -> None:
         """Nothing to start."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from app.config import EngineSettings
 from app.errors import InvalidRequest, UpstreamError
+from app.gateway.capabilities import COMPLETION, TOP_K
 from app.gateway.schemas import ChatRequest, Delta, Usage
-from app.gateway.wire import refuse_for_engine
 
 if TYPE_CHECKING:
     from app.engine import AsyncEngine, EngineDelta, EngineStats, Request, Tokenizer, TokenSegment
@@ -25,6 +25,8 @@ class LocalProvider:
     torch is imported by `start()`, not before: a gateway without a local model never pays for it.
     """
 
+    takes = frozenset({COMPLETION, TOP_K})
+
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._engine: AsyncEngine | None = None
@@ -37,7 +39,7 @@ class LocalProvider:
 
         s = self._settings
         config = EngineConfig(
-            model=s.model,
+            model=s.model_source,
             device=s.device,
             dtype=s.dtype,
             max_num_seqs=s.max_num_seqs,
@@ -63,16 +65,14 @@ class LocalProvider:
 
         if self._engine is None:
             raise UpstreamError("The in-process engine is not started.")
-        refuse_for_engine(request)
-        if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
-            work = await asyncio.to_thread(self._request, request)
-        else:
-            work = self._request(request)
+        segments = await self._tokens(request)
+        work = self._request(request, segments)
+        known = Usage(_count(segments))
         try:
             # Closed here and not by the garbage collector: closing is what aborts the request in the engine.
             async with aclosing(self._engine.generate(work)) as deltas:
                 async for delta in deltas:
-                    yield _delta(delta)
+                    yield _delta(delta, known)
         except EngineError as error:
             raise UpstreamError(str(error)) from error
 
@@ -82,7 +82,17 @@ class LocalProvider:
             raise UpstreamError("The in-process engine is not started.")
         return self._engine.stats()
 
-    def _request(self, request: ChatRequest) -> "Request":
+    async def count_tokens(self, request: ChatRequest) -> int | None:
+        """Exact: the chat template's own tokens are counted too."""
+        return _count(await self._tokens(request))
+
+    async def _tokens(self, request: ChatRequest) -> "list[TokenSegment]":
+        """Long prompts are tokenized in a thread: the event loop serves others meanwhile."""
+        if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
+            return await asyncio.to_thread(self._tokenize, request)
+        return self._tokenize(request)
+
+    def _request(self, request: ChatRequest, segments: "list[TokenSegment]") -> "Request":
         from app.engine import Request, SamplingParams
 
         sampling = request.sampling
@@ -97,13 +107,16 @@ class LocalProvider:
             )
         except ValueError as error:
             raise InvalidRequest(f"The engine cannot sample like this: {error}") from error
-        return Request(request_id="chat", segments=tuple(self._tokenize(request)), sampling=params)
+        return Request("chat", tuple(segments), params, quote_sources=request.quote_sources)
 
     def _tokenize(self, request: ChatRequest) -> "list[TokenSegment]":
         """The chat template's own pieces are firm-wide; every content keeps its segments and their labels."""
         from app.engine import TokenSegment
 
         tokenizer = self._tokenizer()
+        if request.raw:
+            texts = request.messages[0].segments
+            return [TokenSegment(self._encode(text.text, text.label), text.label) for text in texts]
         messages = [{"role": _role(m.role), "content": m.text} for m in request.messages]
         segments: list[TokenSegment] = []
         for piece in tokenizer.render_chat(messages):
@@ -134,9 +147,14 @@ def _role(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-def _delta(delta: "EngineDelta") -> Delta:
+def _count(segments: "list[TokenSegment]") -> int:
+    return sum(len(segment.token_ids) for segment in segments)
+
+
+def _delta(delta: "EngineDelta", known: Usage) -> Delta:
+    """`known`: the usage that holds from the start, for streams that do not reach their end."""
     if delta.finish_reason is None or delta.metrics is None:
-        return Delta(text=delta.text)
+        return Delta(text=delta.text, usage=known)
     metrics = delta.metrics
     return Delta(
         text=delta.text,

@@ -1,151 +1,140 @@
-"""Any server that speaks the OpenAI chat completions API, over httpx.
+"""Any server that speaks the OpenAI API: chat completions and legacy completions.
 
-Source: OpenAI API reference, "Create chat completion" and "Streaming"; differences seen in vLLM are allowed for
-(`choices: null`, integer error codes).
+Sources: OpenAI API reference, https://platform.openai.com/docs/api-reference/chat-streaming and …/completions; vLLM,
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html (extra parameters, `cache_salt`). Allowed for:
+`choices: null`, integer error codes, a stream without `[DONE]`, an error or a whole JSON body inside a 200.
 """
 
-import json
+import hashlib
+import hmac
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from app.config import TargetSettings
-from app.errors import AppError, ConfigurationError, InvalidRequest, UpstreamError, UpstreamTimeout
+from app.errors import ConfigurationError
+from app.gateway.capabilities import COMPLETION, OPENAI_FIELDS, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
+from app.gateway.providers.http import HttpProvider, Json, sse_data
 from app.gateway.schemas import ChatRequest, Delta, Message, Usage
 
-# The caller's own mistake: another target would refuse it as well.
-REFUSALS = (400, 413, 422)
+EXTRA_FIELDS = frozenset({TOP_K, "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"})
+FINISH = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+FINISH |= {"tool_calls": "tool_calls", "function_call": "tool_calls"}
+# Fields of a message that are OpenAI's; `extra` may hold more.
+MESSAGE_FIELDS = ("name", "tool_calls", "tool_call_id", "content")
 
 
-class OpenAIProvider:
-    """One pooled client for one upstream, kept for the life of the process."""
+class OpenAIProvider(HttpProvider):
+    """Extra fields are sent only where the target names them, `cache_salt` only where it names a secret."""
+
+    TAKES = TOOL_FIELDS | OPENAI_FIELDS | {RESPONSE_FORMAT, COMPLETION}
 
     def __init__(self, target: TargetSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        if not target.base_url:
-            raise ConfigurationError(f"target {target.name!r} needs a base_url")
-        self._target = target
-        self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        super().__init__(target, transport)
+        extra = frozenset(target.extra_fields)
+        if unknown := extra - EXTRA_FIELDS:
+            raise ConfigurationError(f"target {target.name!r}: unknown extra field {min(unknown)!r}")
+        self.takes |= extra
+        # OpenAI's reasoning models refuse max_tokens; other servers know nothing else.
+        official = urlsplit(target.base_url).hostname == "api.openai.com"
+        self.limit_field = "max_completion_tokens" if official else "max_tokens"
+        self._salt_secret = b""
 
     async def start(self) -> None:
-        headers = {}
-        if self._target.api_key_env:
-            key = os.environ.get(self._target.api_key_env)
-            if not key:
-                raise ConfigurationError(
-                    f"target {self._target.name!r}: {self._target.api_key_env} is not set"
-                )
-            headers["authorization"] = f"Bearer {key}"
-        self._client = httpx.AsyncClient(
-            base_url=self._target.base_url.rstrip("/") + "/",
-            headers=headers,
-            timeout=httpx.Timeout(
-                self._target.timeout_seconds, connect=min(5.0, self._target.timeout_seconds)
-            ),
-            transport=self._transport,
-        )
+        if variable := self.target.cache_salt_env:
+            self._salt_secret = os.environ.get(variable, "").encode()
+            if not self._salt_secret:
+                raise ConfigurationError(f"target {self.target.name!r}: {variable} is not set")
+        await super().start()
 
-    async def close(self) -> None:
-        if self._client:
-            await self._client.aclose()
+    def path(self, request: ChatRequest) -> str:
+        return "completions" if request.raw else "chat/completions"
 
-    def unhealthy(self) -> str | None:
-        return None if self._client else "not started"
+    def body(self, request: ChatRequest) -> Json:
+        body = {
+            "model": self.target.model or request.model,
+            **self._prompt(request),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._sampling(request),
+            **request.upstream_only,
+        }
+        if self._salt_secret:
+            body["cache_salt"] = cache_salt(self._salt_secret, request.tenant)
+        return body
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        if self._client is None:
-            raise UpstreamError(f"The target {self._target.name!r} is not started.")
-        try:
-            async with self._client.stream("POST", "chat/completions", json=self._body(request)) as response:
-                if response.status_code != 200:
-                    raise self._failure(response.status_code, await response.aread())
-                async for delta in self._deltas(response):
-                    yield delta
-        except httpx.TimeoutException as error:
-            raise UpstreamTimeout(f"The target {self._target.name!r} did not answer in time.") from error
-        except httpx.HTTPError as error:
-            raise UpstreamError(
-                f"The target {self._target.name!r} failed: {type(error).__name__}."
-            ) from error
+    def _prompt(self, request: ChatRequest) -> Json:
+        if request.raw:
+            return {"prompt": request.messages[0].text}
+        return {"messages": [message_object(message) for message in request.messages]}
 
-    def _body(self, request: ChatRequest) -> dict[str, Any]:
+    def _sampling(self, request: ChatRequest) -> Json:
         sampling = request.sampling
-        optional = {
+        fields = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_tokens": sampling.max_tokens,
+            TOP_K: sampling.top_k or None,
+            "max_tokens" if request.raw else self.limit_field: sampling.max_tokens,
             "stop": list(sampling.stop) or None,
             "seed": sampling.seed,
         }
-        return {
-            "model": self._target.model or request.model,
-            "messages": [_message(message) for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **{name: value for name, value in optional.items() if value is not None},
-            **request.upstream_only,
-        }
+        return {name: value for name, value in fields.items() if value is not None}
 
-    async def _deltas(self, response: httpx.Response) -> AsyncGenerator[Delta, None]:
-        """Server-sent events to deltas. The finish is held back until usage came or the stream ended."""
+    async def deltas(self, chunks: AsyncIterator[bytes], request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """The finish is held back until usage came or the stream ended."""
         finish: str | None = None
+        stop_sequence: str | None = None
         usage: Usage | None = None
-        async for line in response.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
-            if data == "[DONE]":
+        said_something = False
+        async for data in sse_data(chunks):
+            if data == b"[DONE]":
+                finish = finish or ("stop" if said_something else None)
                 break
-            chunk = self._decode(data)
-            usage = _usage(chunk.get("usage")) or usage
+            chunk = self.decode(data)
+            usage = usage_of(chunk.get("usage")) or usage
             for choice in chunk.get("choices") or []:
                 finish = choice.get("finish_reason") or finish
-                delta = choice.get("delta") or {}
-                if delta.get("content") or delta.get("tool_calls"):
-                    yield Delta(text=delta.get("content") or "", tool_calls=delta.get("tool_calls"))
+                if isinstance(choice.get("stop_reason"), str):  # vLLM: the stop string that was met
+                    stop_sequence = choice["stop_reason"]
+                if delta := delta_of(choice):
+                    said_something = True
+                    yield delta
         if finish is None:
-            raise UpstreamError(f"The target {self._target.name!r} broke off its answer.")
-        yield Delta(finish_reason=finish, usage=usage)
-
-    def _decode(self, data: str) -> dict[str, Any]:
-        try:
-            chunk = json.loads(data)
-        except ValueError as error:
-            raise UpstreamError(
-                f"The target {self._target.name!r} sent something that is not JSON."
-            ) from error
-        if not isinstance(chunk, dict) or chunk.get("error"):
-            raise UpstreamError(f"The target {self._target.name!r} reported an error in its stream.")
-        return chunk
-
-    def _failure(self, status: int, body: bytes) -> AppError:
-        if status in REFUSALS:
-            return InvalidRequest(f"The target {self._target.name!r} refused the request: {_reason(body)}")
-        return UpstreamError(f"The target {self._target.name!r} answered {status}.")
+            raise self.broken_off()
+        yield Delta(finish_reason=FINISH.get(finish, "stop"), usage=usage, stop_sequence=stop_sequence)
 
 
-def _message(message: Message) -> dict[str, Any]:
-    return {"role": message.role, "content": message.text, **message.extra}
+def cache_salt(secret: bytes, tenant: str) -> str:
+    """One unguessable salt per tenant: prefix cache hits, and their timing, stay within the tenant."""
+    return hmac.new(secret, tenant.encode(), hashlib.sha256).hexdigest()
 
 
-def _usage(usage: dict[str, Any] | None) -> Usage | None:
+def message_object(message: Message) -> Json:
+    """A message in OpenAI's shape."""
+    extra = {name: message.extra[name] for name in MESSAGE_FIELDS if name in message.extra}
+    text: str | None = message.text
+    if not text and "tool_calls" in extra:
+        text = None
+    return {"role": message.role, "content": text, **extra}
+
+
+def delta_of(choice: Json) -> Delta | None:
+    """The piece of text or tool call in a streamed choice, of either endpoint."""
+    delta: dict[str, Any] = choice.get("delta") or {}
+    text = delta.get("content") or delta.get("refusal") or choice.get("text") or ""
+    calls = delta.get("tool_calls")
+    if not text and not calls:
+        return None
+    return Delta(text=text, tool_calls=calls or None, logprobs=choice.get("logprobs"))
+
+
+def usage_of(usage: Json | None) -> Usage | None:
     if not usage:
         return None
     details = usage.get("prompt_tokens_details") or {}
     return Usage(
-        usage.get("prompt_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        details.get("cached_tokens") or 0,
+        usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, details.get("cached_tokens") or 0
     )
-
-
-def _reason(body: bytes) -> str:
-    """The upstream's own words, shortened: they speak of the caller's request."""
-    try:
-        error = json.loads(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:500]
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace")[:200]

@@ -1,0 +1,34 @@
+"""From a target's settings to the provider that serves it."""
+
+from app.config import EngineSettings, TargetSettings
+from app.errors import ConfigurationError
+from app.gateway.providers.anthropic import AnthropicProvider
+from app.gateway.providers.azure import AzureProvider
+from app.gateway.providers.base import Provider
+from app.gateway.providers.fake import FakeProvider
+from app.gateway.providers.http import HttpProvider
+from app.gateway.providers.local import LocalProvider
+from app.gateway.providers.ollama import OllamaProvider
+from app.gateway.providers.openai import OpenAIProvider
+from app.gateway.providers.tgi import TgiProvider
+from app.gateway.providers.triton import TritonProvider
+
+UPSTREAMS: dict[str, type[HttpProvider]] = {
+    "openai": OpenAIProvider,
+    "azure": AzureProvider,
+    "anthropic": AnthropicProvider,
+    "tgi": TgiProvider,
+    "triton": TritonProvider,
+    "ollama": OllamaProvider,
+}
+
+
+def make_provider(target: TargetSettings, engine: EngineSettings) -> Provider:
+    """Raises ConfigurationError."""
+    if target.provider == "local":
+        return LocalProvider(engine)
+    if target.provider == "fake":
+        return FakeProvider(target)
+    if target.provider in UPSTREAMS:
+        return UPSTREAMS[target.provider](target)
+    raise ConfigurationError(f"target {target.name!r}: there is no provider {target.provider!r}")

@@ -1,0 +1,209 @@
+"""The real scheduler, blocks and prefix cache against a step-time model: how a fleet behaves, without torch or GPUs.
+
+    python -m benchmarks.simulate [--users 500] [--engines 1] [--seconds 120] [--cost cost.json] [--plot ttft.png]
+
+Users read and ask: after an answer each waits about --think seconds. Prompts are the firm's policy, a matter's
+documents, and a question; labels as in production. Users stay with their engine, chosen by tenant. The cost of a step
+is a file of milliseconds per step, prefill token, decode row and thousand keys (`EngineLoad.step_ms` of a running
+engine prints it); without one, an H200 with an 8B model in bfloat16 is assumed: an estimate, not a measurement.
+"""
+
+import argparse
+import heapq
+import json
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from app.engine.blocks import BlockPool
+from app.engine.config import SamplingParams
+from app.engine.cost import StepShape
+from app.engine.facts import Forecaster
+from app.engine.prefix import BlockHasher
+from app.engine.request import Request, Sequence, TokenSegment
+from app.engine.scheduler import Scheduler
+
+ESTIMATED_COST = {"step": 7.0, "prefill_token": 0.035, "decode_row": 0.01, "thousand_keys": 0.03}
+BLOCK = 16
+TTFT_GOAL = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    users: int = 500
+    engines: int = 1
+    seconds: float = 120.0
+    think: float = 30.0
+    blocks: int = 40_000
+    seats: int = 256
+    budget: int = 8192
+    policy_tokens: int = 2048
+    matter_tokens: int = 1024
+    question_tokens: int = 64
+    tenants_per_engine: int = 20
+    matters_per_tenant: int = 5
+
+
+@dataclass(slots=True)
+class Measured:
+    """ttft: (arrival, seconds) per request; prediction: (predicted median, 90 % bound, actual)."""
+
+    ttft: list[tuple[float, float]] = field(default_factory=list)
+    prediction: list[tuple[float, float, float]] = field(default_factory=list)
+    output_tokens: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+
+class Engine:
+    """One replica. Everything but the model is the code that serves."""
+
+    def __init__(self, fleet: Fleet, cost: dict[str, float], seed: int) -> None:
+        self.fleet, self.cost = fleet, cost
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.pool = BlockPool(fleet.blocks)
+        hasher = BlockHasher("model", BLOCK)
+        self.forecast = Forecaster(self.pool, hasher, block_size=BLOCK, clock=lambda: self.now)
+        self.scheduler = Scheduler(
+            self.pool, hasher, max_num_batched_tokens=fleet.budget, max_num_seqs=fleet.seats, block_size=BLOCK,
+            clock=lambda: self.now, cost=self.forecast.cost,
+        )  # fmt: skip
+        self.measured = Measured()
+        self._arrivals: list[tuple[float, int]] = []
+        self._predictions: dict[Sequence, tuple[float, float]] = {}
+        self._user: dict[Sequence, int] = {}
+        self._policy = TokenSegment([1] * fleet.policy_tokens)
+        for user in range(fleet.users // fleet.engines):
+            heapq.heappush(self._arrivals, (self.rng.uniform(0, fleet.think), user))
+
+    def run(self) -> Measured:
+        while self.now < self.fleet.seconds:
+            self._admit_arrivals()
+            if self.scheduler.has_work:
+                self._step()
+            elif self._arrivals:
+                self.now = self._arrivals[0][0]
+        self.measured.preemptions = self.scheduler.preemptions
+        return self.measured
+
+    def _admit_arrivals(self) -> None:
+        while self._arrivals and self._arrivals[0][0] <= self.now:
+            arrived, user = heapq.heappop(self._arrivals)
+            tenant = user % self.fleet.tenants_per_engine
+            matter = self.rng.randrange(self.fleet.matters_per_tenant)
+            label = frozenset({f"tenant-{tenant}", f"matter-{tenant}-{matter}"})
+            documents = TokenSegment([2 + tenant * 100 + matter] * self.fleet.matter_tokens, label)
+            question = [self.rng.randrange(1 << 30) for _ in range(self.fleet.question_tokens)]
+            segments = (self._policy, documents, TokenSegment(question, label))
+            max_tokens = self.rng.randint(50, 500)
+            seq = Sequence(Request("", segments, SamplingParams(max_tokens=max_tokens)), 0, max_tokens, arrived)
+            self._user[seq] = user
+            self.scheduler.add(seq)
+            self.forecast.arrived(seq)
+            median, high = (self.forecast.residuals.quantile(q) for q in (0.5, 0.9))
+            self._predictions[seq] = seq.predicted_ttft * median, seq.predicted_ttft * high
+
+    def _step(self) -> None:
+        schedule = self.scheduler.schedule()
+        shape = schedule.shape()
+        seconds = self._seconds(shape) * self.rng.uniform(0.95, 1.05)
+        self.now += seconds
+        ended = 0
+        for row in schedule.rows:
+            samples = row.samples
+            self.scheduler.advance(row)
+            if samples:
+                ended += self._sampled(row.seq)
+        self.measured.steps += 1
+        self.forecast.stepped(shape, seconds, ended)
+        self.forecast.refresh(self.scheduler)
+
+    def _seconds(self, shape: StepShape) -> float:
+        cost, depth = self.cost, (shape.decode_context + shape.prefill_context / 64) / 1000
+        tokens = shape.prefill_tokens * cost["prefill_token"] + shape.decode_rows * cost["decode_row"]
+        return (cost["step"] + tokens + depth * cost["thousand_keys"]) / 1e3
+
+    def _sampled(self, seq: Sequence) -> bool:
+        """One token more; whether it was the last."""
+        if not seq.first_token:
+            seq.first_token = self.now
+            self.forecast.started_output(seq)
+            ttft = self.now - seq.arrived
+            self.measured.ttft.append((seq.arrived, ttft))
+            self.measured.prediction.append((*self._predictions.pop(seq), ttft))
+            self.measured.prompt_tokens += seq.num_prompt_tokens
+            self.measured.hit_tokens += seq.num_cached
+        seq.tokens.append(0)
+        self.measured.output_tokens += 1
+        if seq.num_output_tokens < seq.max_tokens:
+            return False
+        self.scheduler.finish(seq)
+        self.forecast.ended(seq)
+        again = self.now + self.rng.expovariate(1 / self.fleet.think)
+        heapq.heappush(self._arrivals, (again, self._user.pop(seq)))
+        return True
+
+
+def report(fleet: Fleet, results: list[Measured]) -> dict[str, object]:
+    """The first tenth is warming up and does not count."""
+    warm = fleet.seconds / 10
+    ttft = sorted(seconds for one in results for arrived, seconds in one.ttft if arrived >= warm)
+    learned = [p for one in results for p in one.prediction[len(one.prediction) // 10 :]]
+    errors = sorted(abs(median / actual - 1) for median, _, actual in learned)
+    return {
+        "fleet": asdict(fleet),
+        "requests": len(ttft),
+        "output_tokens_per_s": round(sum(one.output_tokens for one in results) / fleet.seconds),
+        "ttft_p50_s": round(ttft[len(ttft) // 2], 3),
+        "ttft_p95_s": round(ttft[int(len(ttft) * 0.95)], 3),
+        f"goodput (TTFT under {TTFT_GOAL} s)": round(sum(t <= TTFT_GOAL for t in ttft) / len(ttft), 4),
+        "prefix_hit_share": round(sum(o.hit_tokens for o in results) / sum(o.prompt_tokens for o in results), 4),
+        "preemptions": sum(one.preemptions for one in results),
+        "steps": sum(one.steps for one in results),
+        "prediction_median_error": round(errors[len(errors) // 2], 3),
+        "prediction_90_covers": round(sum(actual <= high for _, high, actual in learned) / len(learned), 3),
+    }
+
+
+def plot(path: Path, fleet: Fleet, results: list[Measured]) -> None:
+    """TTFT of every request over time, and the share below each TTFT."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = [point for one in results for point in one.ttft]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    left.scatter(*zip(*points[:: max(1, len(points) // 20_000)], strict=True), s=2, alpha=0.4)
+    left.set(xlabel="arrival (s)", ylabel="TTFT (s)", title=f"{fleet.users} users, {fleet.engines} engines")
+    ranked = sorted(seconds for _, seconds in points)
+    right.plot(ranked, [(i + 1) / len(ranked) for i in range(len(ranked))])
+    right.set(xlabel="TTFT (s)", ylabel="share of requests below", xscale="log", title="goodput by TTFT goal")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=500)
+    parser.add_argument("--engines", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=120.0, help="simulated time")
+    parser.add_argument("--think", type=float, default=30.0, help="mean seconds from an answer to the next question")
+    parser.add_argument("--cost", type=Path, help="JSON: step, prefill_token, decode_row, thousand_keys in ms")
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    fleet = Fleet(args.users, args.engines, args.seconds, args.think)
+    cost = json.loads(args.cost.read_text()) if args.cost else ESTIMATED_COST
+    began = time.perf_counter()
+    results = [Engine(fleet, cost, seed).run() for seed in range(fleet.engines)]
+    print(json.dumps(report(fleet, results) | {"wall_s": round(time.perf_counter() - began, 1)}, indent=2))
+    if args.plot:
+        plot(args.plot, fleet, results)
+
+
+if __name__ == "__main__":
+    main()
