@@ -92,7 +92,7 @@ class RagSettings:
     passages: int = setting(5, "Passages given to the model with a question.")
     max_answer_tokens: int = setting(256, "Most tokens of an answer.")
     min_confidence: float = setting(
-        0.12, "Below this retrieval confidence (0 to 1) a question is refused without asking the model."
+        0.15, "Below this retrieval confidence (0 to 1) a question is refused without asking the model."
     )
     max_document_bytes: int = setting(32 * 2**20, "Largest document in bytes.")
     ingest_workers: int = setting(1, "Documents ingested at the same time in this process.")

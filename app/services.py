@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from app import migrate
 from app.config import Settings
 from app.db import Database
+from app.errors import AppError
 from app.gateway.embeddings import Embeddings
+from app.gateway.providers.local import LocalProvider
 from app.gateway.providers.registry import make_provider
 from app.gateway.routing import Router
+from app.gateway.schemas import Message, Segment
 from app.gateway.service import Gateway
 from app.jobs import JobRunner
-from app.rag.answers import AnswerService
+from app.rag.answers import LEGAL_PROMPT, AnswerService
 from app.rag.documents import INGEST, DocumentService, FileStore
 from app.rag.edge import EdgeIndex
 from app.rag.embedding import Embedder
@@ -99,10 +102,22 @@ async def _start_targets(services: Services) -> None:
     for name, provider in services.gateway.providers.items():
         try:
             await provider.start()
+            if isinstance(provider, LocalProvider):
+                await _pin_policy(provider)
         except Exception as error:
             services.failures[name] = f"could not start: {error}"
             log.exception("target could not start", target=name)
         services.starting.discard(name)
+
+
+async def _pin_policy(provider: LocalProvider) -> None:
+    """The firm's policy is computed before the first caller comes, and stays."""
+    system = Message("system", (Segment(LEGAL_PROMPT),))
+    question = Message("user", (Segment("?", frozenset({"tenant:none"})),))
+    try:
+        await provider.pin((system, question))
+    except (ValueError, AppError) as error:
+        log.warning("the policy is not pinned", reason=str(error))
 
 
 async def _stop_targets(services: Services, start: asyncio.Task[None]) -> None:

@@ -11,9 +11,12 @@ engine prints it); without one, an H200 with an 8B model in bfloat16 is assumed:
 import argparse
 import heapq
 import json
+import os
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from app.engine.blocks import BlockPool
@@ -148,6 +151,19 @@ class Engine:
         return True
 
 
+def _replica(fleet: Fleet, cost: dict[str, float], seed: int) -> Measured:
+    return Engine(fleet, cost, seed).run()
+
+
+def simulate(fleet: Fleet, cost: dict[str, float], jobs: int) -> list[Measured]:
+    """Engines do not know of each other, so processes share them out."""
+    one = partial(_replica, fleet, cost)
+    if jobs == 1 or fleet.engines == 1:
+        return [one(seed) for seed in range(fleet.engines)]
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(one, range(fleet.engines)))
+
+
 def report(fleet: Fleet, results: list[Measured]) -> dict[str, object]:
     """The first tenth is warming up and does not count."""
     warm = fleet.seconds / 10
@@ -195,11 +211,12 @@ def main() -> None:
     parser.add_argument("--think", type=float, default=30.0, help="mean seconds from an answer to the next question")
     parser.add_argument("--cost", type=Path, help="JSON: step, prefill_token, decode_row, thousand_keys in ms")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     args = parser.parse_args()
     fleet = Fleet(args.users, args.engines, args.seconds, args.think)
     cost = json.loads(args.cost.read_text()) if args.cost else ESTIMATED_COST
     began = time.perf_counter()
-    results = [Engine(fleet, cost, seed).run() for seed in range(fleet.engines)]
+    results = simulate(fleet, cost, args.jobs)
     print(json.dumps(report(fleet, results) | {"wall_s": round(time.perf_counter() - began, 1)}, indent=2))
     if args.plot:
         plot(args.plot, fleet, results)

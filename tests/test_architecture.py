@@ -21,10 +21,12 @@ FLOORS = [
     {"app.migrate", "app.services", "app.asgi", "app.client", "app.demo", "app.evaluation", "app.cli"},
 ]
 ENGINE_ROOMS = ("app.engine", "app.kernels")
-ENGINE_MAY_IMPORT = {"numpy", "torch", "triton", "transformers", "tokenizers", "safetensors", "app"} | set(
-    sys.stdlib_module_names
-)
-TORCH_FREE = ("app.engine.scheduler", "app.engine.blocks", "app.engine.prefix")
+LIBRARIES = {"numpy", "torch", "triton", "transformers", "tokenizers", "safetensors", "llguidance"}
+ENGINE_MAY_IMPORT = LIBRARIES | {"app"} | set(sys.stdlib_module_names)
+TORCH_FREE = [
+    f"app.engine.{name}"
+    for name in ("scheduler", "waiting", "schedule", "blocks", "prefix", "cost", "facts", "quote_lock")
+]
 ONLY_DOOR_TO_ENGINE = "app.gateway.providers.local"
 
 

@@ -14,7 +14,7 @@ from app.engine.prefix import BlockHasher, LabelChain, block_keys
 from app.engine.request import Sequence, TokenSegment
 from app.engine.scheduler import Scheduler
 
-_DECAY = 0.998  # per step, of the rate at which requests end
+_DECAY = 0.98  # per step, of the rate at which requests end
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 Json = dict[str, Any]
 
 
@@ -79,8 +80,9 @@ def _rope(config: Json) -> Json:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if rope["rope_type"] not in ("default", "linear", "llama3"):
-        raise ValueError(f"rope type {rope['rope_type']!r} is not supported; supported are default, linear, llama3")
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise ValueError(f"rope type {rope['rope_type']!r} is not supported; supported are {', '.join(ROPE_TYPES)}")
+    rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
     return rope
 
 
@@ -116,7 +118,39 @@ def rope_table(spec: DecoderSpec, length: int, dtype: torch.dtype) -> tuple[Tens
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     cos = torch.cat([angles.cos(), angles.cos()], -1)
     sin = torch.cat([-angles.sin(), angles.sin()], -1)
-    return cos.to(dtype), sin.to(dtype)
+    scale = _yarn_scale(spec.rope) if spec.rope["rope_type"] == "yarn" else 1.0
+    return (cos * scale).to(dtype), (sin * scale).to(dtype)
+
+
+def _yarn_scale(rope: Json) -> float:
+    """What yarn multiplies queries and keys by, each."""
+    if (given := rope.get("attention_factor")) is not None:
+        return float(given)
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(max(1.0, float(rope["factor"]))) + 1.0
+
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
+    return scale(1.0)
+
+
+def _yarn_frequencies(rope: Json, inverse: Tensor, dim: int) -> Tensor:
+    """arXiv 2309.00071 as implemented in transformers: slow dimensions are stretched, fast ones are not."""
+
+    def place(turns: float) -> float:
+        """The dimension that turns so often over the original context."""
+        original = float(rope["original_max_position_embeddings"])
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(float(rope["rope_theta"])))
+
+    low, high = place(float(rope.get("beta_fast") or 32)), place(float(rope.get("beta_slow") or 1))
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    stretched = ramp.clamp(0, 1)
+    mixed: Tensor = inverse / float(rope["factor"]) * stretched + inverse * (1 - stretched)
+    return mixed
 
 
 def _inverse_frequencies(spec: DecoderSpec) -> Tensor:
@@ -125,6 +159,8 @@ def _inverse_frequencies(spec: DecoderSpec) -> Tensor:
     inverse: Tensor = 1.0 / float(rope["rope_theta"]) ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if rope["rope_type"] == "linear":
         return inverse / float(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        return _yarn_frequencies(rope, inverse, dim)
     if rope["rope_type"] != "llama3":
         return inverse
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])

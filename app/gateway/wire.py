@@ -75,7 +75,7 @@ class StreamOptions(Struct):
 
 
 class UpstreamFields(Struct, omit_defaults=True):
-    """What is passed to an upstream as it came, where it takes it; the in-process engine takes none of it and says so.
+    """What is passed to an upstream as it came, where it takes it (Provider.takes); else it is refused.
 
     From `min_p` on these are vLLM's, for targets whose `extra_fields` name them.
     """

@@ -12,8 +12,6 @@ from app.config import REPOSITORY
 from app.engine import AsyncEngine, EngineConfig, Grammar, LLMEngine, Request, SamplingParams, TokenSegment
 from app.errors import InvalidRequest
 
-pytest.importorskip("llguidance")
-
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -55,8 +53,11 @@ def test_output_follows_the_schema_in_any_company(demo: LLMEngine) -> None:
     assert not any(fits(output.text) for output in outputs[:3]), "negative control: without it they do not"
     alone = [demo.generate_requests([ask(demo, schema, seed)])[0].token_ids for seed in range(6)]
     assert [output.token_ids for output in outputs[3:]] == alone
-    small = LLMEngine(EngineConfig(CONFIG.model, dtype="float32", threads=1, max_model_len=256, num_blocks=16))
+    small = LLMEngine(
+        EngineConfig(CONFIG.model, dtype="float32", threads=1, max_model_len=80, num_blocks=6, max_num_batched_tokens=8)
+    )
     assert [o.token_ids for o in small.generate_requests([ask(small, schema, seed) for seed in range(6)])] == alone
+    assert small.stats().preemptions > 0
 
 
 def test_choice_regex_and_json_object(demo: LLMEngine) -> None:

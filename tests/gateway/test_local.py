@@ -85,13 +85,24 @@ async def test_a_stream_in_both_dialects(local: Site) -> None:
     assert text == plain["choices"][0]["message"]["content"]
 
 
+async def test_sampling_fields_reach_the_engine(local: Site) -> None:
+    """JSON is JSON and an ignored end is no end, whatever the weights would rather say."""
+    request = {"messages": [{"role": "user", "content": "x"}], "temperature": 0, "max_tokens": 400}
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    answer = (await post(local, "/v1/chat/completions", **request, response_format=wanted)).json()
+    assert json.loads(answer["choices"][0]["message"]["content"])["n"] in (1, 2)
+    endless = (await post(local, "/v1/chat/completions", **request | {"max_tokens": 30}, ignore_eos=True)).json()
+    assert endless["usage"]["completion_tokens"] == 30
+    refused = await post(local, "/v1/chat/completions", **request, repetition_penalty=-1)
+    assert (refused.status_code, "repetition_penalty" in refused.json()["error"]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
-        ({"min_p": 0.1}, "min_p"),
     ],
 )
 async def test_what_the_engine_cannot_do_is_refused_by_name(local: Site, change: dict[str, Any], param: str) -> None:

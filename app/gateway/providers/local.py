@@ -3,18 +3,25 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 from app.config import EngineSettings
 from app.errors import InvalidRequest, UpstreamError
-from app.gateway.capabilities import COMPLETION, TOP_K
-from app.gateway.schemas import ChatRequest, Delta, Usage
+from app.gateway.capabilities import COMPLETION, RESPONSE_FORMAT, TOP_K
+from app.gateway.schemas import ChatRequest, Delta, Message, Usage
 
 if TYPE_CHECKING:
-    from app.engine import AsyncEngine, EngineDelta, EngineStats, Request, Tokenizer, TokenSegment
+    from app.engine import AsyncEngine, EngineDelta, EngineStats, Grammar, Request, Tokenizer, TokenSegment
 
+# Fields that the engine's sampler takes under the names they come with.
+_PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
+SAMPLING_FIELDS = _PENALTIES | {"min_p", "min_tokens", "ignore_eos", "stop_token_ids"}
+LOGIT_BIAS = "logit_bias"
 # The engine's own choice where a caller names no limit.
 DEFAULT_MAX_TOKENS = 512
+# Requests in flight may finish for so long when the process stops.
+DRAIN_SECONDS = 5.0
 # Tokenizing more characters than this takes long enough to be worth a thread.
 INLINE_CHARACTERS = 20_000
 
@@ -25,7 +32,7 @@ class LocalProvider:
     torch is imported by `start()`, not before: a gateway without a local model never pays for it.
     """
 
-    takes = frozenset({COMPLETION, TOP_K})
+    takes = frozenset({COMPLETION, TOP_K, RESPONSE_FORMAT, LOGIT_BIAS, *SAMPLING_FIELDS})
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -51,9 +58,16 @@ class LocalProvider:
         self._engine = AsyncEngine(config)
         await self._engine.start()
 
+    async def pin(self, messages: tuple[Message, ...]) -> None:
+        """Compute what is firm-wide at the start of a chat with these messages, and keep it for good."""
+        if self._engine is None:
+            raise UpstreamError("The in-process engine is not started.")
+        segments = self._tokenize(ChatRequest(model="", messages=messages))
+        await self._engine.pin(list(takewhile(lambda segment: not segment.label, segments)))
+
     async def close(self) -> None:
         if self._engine:
-            await self._engine.stop()
+            await self._engine.stop(drain_seconds=DRAIN_SECONDS)
 
     def unhealthy(self) -> str | None:
         if self._engine is None:
@@ -95,7 +109,7 @@ class LocalProvider:
     def _request(self, request: ChatRequest, segments: "list[TokenSegment]") -> "Request":
         from app.engine import Request, SamplingParams
 
-        sampling = request.sampling
+        sampling, fields = request.sampling, request.upstream_only
         try:
             params = SamplingParams(
                 temperature=1.0 if sampling.temperature is None else sampling.temperature,
@@ -104,10 +118,13 @@ class LocalProvider:
                 max_tokens=sampling.max_tokens or DEFAULT_MAX_TOKENS,
                 stop=sampling.stop,
                 seed=sampling.seed,
+                logit_bias={int(token): bias for token, bias in (fields.get(LOGIT_BIAS) or {}).items()},
+                **{name: fields[name] for name in SAMPLING_FIELDS & fields.keys()},
             )
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InvalidRequest(f"The engine cannot sample like this: {error}") from error
-        return Request("chat", tuple(segments), params, quote_sources=request.quote_sources)
+        grammar = _grammar(fields.get(RESPONSE_FORMAT))
+        return Request("chat", tuple(segments), params, quote_sources=request.quote_sources, grammar=grammar)
 
     def _tokenize(self, request: ChatRequest) -> "list[TokenSegment]":
         """The chat template's own pieces are firm-wide; every content keeps its segments and their labels."""
@@ -140,6 +157,18 @@ class LocalProvider:
         if tokenizer is None:
             raise UpstreamError("The in-process model has no tokenizer.")
         return tokenizer
+
+
+def _grammar(response_format: dict[str, Any] | None) -> "Grammar | None":
+    """OpenAI's response_format as a grammar; plain text needs none."""
+    from app.engine import Grammar
+
+    match response_format:
+        case {"type": "json_object"}:
+            return Grammar("json_object")
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return Grammar("json_schema", schema)
+    return None
 
 
 def _role(role: str) -> str:
