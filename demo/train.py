@@ -260,7 +260,7 @@ class Trainer:
     def _tests(self) -> None:
         made = EpisodeMaker(self.corpus.exam, QUESTIONS)
         self.examiner = EpisodeMaker(self.corpus.validation or self.corpus.exam, QUESTIONS)
-        self.exams = {"real": draw_exam(self.examiner, 60, 0.25, 7), "generated": draw_exam(made, 60, 0.25, 8)}
+        self.exams = {"real": draw_exam(self.examiner, 200, 0.25, 7), "generated": draw_exam(made, 200, 0.25, 8)}
         rng = random.Random(5)
         early, late = (
             Phase(1, Recipe((4, 5), 1, 8, 0.15, 0.4, 0.3, 300, 0.5), 0, 4096),
@@ -336,7 +336,7 @@ class Trainer:
             }
         for name, measured in found.items():
             say(f"  exam, {name}: " + ", ".join(f"{measure} {value:.2f}" for measure, value in measured.items()))
-        card = model_card(self.state, found, self.size, real)
+        card = model_card(self.state, found, questions, self.size, real)
         (self.args.out / "README.md").write_text(card, encoding="utf-8")
         say(f"  exported to {self.args.out}")
 
@@ -364,7 +364,7 @@ class Trainer:
             self.state.seconds += time.monotonic() - began
         self.save()
         self.report()
-        self.publish(60)
+        self.publish(200)
 
     def note(self, found: Losses, threads: Threads) -> None:
         """Keep running averages of the losses, and print them now and then."""

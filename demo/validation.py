@@ -70,34 +70,39 @@ def token_f1(one: str, other: str) -> float:
     return 2 * common / (len(left) + len(right)) if common else 0.0
 
 
+MEASURES = ("hit", "hit where not ranked first", "exact", "cited", "verbatim", "wrongly refused", "refused")
 _ANSWER = re.compile(r"\[(\d+)\][^\"]*\"(.*)\"?$", re.S)
+
+
+def mark(said: str, episode: Episode) -> dict[str, bool]:
+    """What is right about one answer; a measure that the question cannot test is left out."""
+    question = episode.questions[0]
+    match = _ANSWER.search(said)
+    if question.passage is None:
+        return {"refused": match is None}
+    quote = match[2].removesuffix('"') if match else ""
+    hit = token_f1(quote, question.quote) >= 0.5
+    marks = {
+        "hit": hit,
+        "exact": quote == question.quote,
+        "cited": match is not None and int(match[1]) == question.passage + 1,
+        "verbatim": bool(quote) and any(quote in text for _, text in episode.passages),
+        "wrongly refused": match is None,
+    }
+    return marks if question.passage == 0 else marks | {"hit where not ranked first": hit}
 
 
 @torch.no_grad()
 def examine(network: Decoder, encoder: Encoder, prefix: list[KeyValue], exam: Sequence[Episode]) -> dict[str, float]:
-    """Greedy answers in production format: shares of hits (F1 with the gold sentence >= 0.5) and so on."""
-    tally = dict.fromkeys(
-        ("answerable", "hit", "exact", "cited", "verbatim", "wrongly refused", "unanswerable", "refused"), 0
-    )
+    """Greedy answers in production format: for each measure of `mark` its share among the questions that test it."""
+    marks: dict[str, list[bool]] = {}
     for episode in exam:
-        question = episode.questions[0]
         row = encoder.pack(random.Random(0), Episode(episode.title, episode.passages, ()), [], 0, 1.0)
-        asked = [*row.tokens, *encoder.request(question.text)]
+        asked = [*row.tokens, *encoder.request(episode.questions[0].text)]
         said = encoder.tokenizer.decode(generate_greedily(network, prefix, asked, encoder.end))
-        match = _ANSWER.search(said)
-        quote = match[2].removesuffix('"') if match else ""
-        if question.passage is None:
-            tally["unanswerable"] += 1
-            tally["refused"] += match is None
-            continue
-        tally["answerable"] += 1
-        tally["wrongly refused"] += match is None
-        tally["hit"] += token_f1(quote, question.quote) >= 0.5
-        tally["exact"] += quote == question.quote
-        tally["cited"] += match is not None and int(match[1]) == question.passage + 1
-        tally["verbatim"] += bool(quote) and any(quote in text for _, text in episode.passages)
-    answerable, unanswerable = max(1, tally.pop("answerable")), max(1, tally.pop("unanswerable"))
-    return {name: n / (unanswerable if name == "refused" else answerable) for name, n in tally.items()}
+        for name, right in mark(said, episode).items():
+            marks.setdefault(name, []).append(right)
+    return {name: sum(marks.get(name, [])) / max(1, len(marks.get(name, []))) for name in MEASURES}
 
 
 def draw_exam(maker: EpisodeMaker, count: int, refusals: float, seed: int) -> list[Episode]:
