@@ -53,6 +53,7 @@ def serve(host: str | None, port: int | None) -> None:
     from app.asgi import create_app
 
     settings = Settings.load()
+    asyncio.run(_require_migrated(settings))  # one clear line here instead of a stack from inside the server
     server = settings.server
     uvicorn.run(
         create_app(settings),
@@ -247,6 +248,14 @@ def _with_session(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
             await database.close()
 
     return asyncio.run(run())
+
+
+async def _require_migrated(settings: Settings) -> None:
+    database = Database(settings.storage.database_url)
+    try:
+        await migrate.require_current(database)
+    finally:
+        await database.close()
 
 
 def _write(output: Path, result: dict[str, Any]) -> None:

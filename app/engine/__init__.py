@@ -3,13 +3,8 @@
 Names are imported when first used, so that the torch-free parts (scheduler, blocks, prefix) stay torch-free.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-# Waiting OpenMP threads sleep instead of spinning. Measured on two shared cores: with the default every parallel
-# region waits for whoever holds the other core, 3-4x slower. Read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from app.engine.async_engine import AsyncEngine

@@ -23,6 +23,7 @@ def invoke(run: CliRunner, *words: str) -> Result:
 
 def test_a_tenant_and_its_keys(run: CliRunner) -> None:
     assert "migrate" in invoke(run, "tenant", "create", "acme").output
+    assert "migrate" in invoke(run, "serve").output
     assert invoke(run, "migrate").exit_code == 0
     assert invoke(run, "tenant", "create", "acme").exit_code == 0
     again = invoke(run, "tenant", "create", "acme")
