@@ -71,7 +71,7 @@ class QuoteLock:
         self._marker: bytes | None = None  # digits since an open bracket
         self._quote: list[tuple[int, int]] | None = None  # where the quote so far may go on, None outside
         self._begun = False  # the quote has at least one byte
-        self._maybe_closed = False  # the last byte was a mark that the source has here too: it may have been either
+        self._since_mark: bytes | None = None  # what followed a mark that the source has here too: it may have closed
         self._forbidden: dict[int | None, list[int]] = {}
         self.broken = False  # something was written that no source has; locking is over
 
@@ -89,7 +89,10 @@ class QuoteLock:
         if self._quote is None:
             return None
         going_on = self._continuations(self._quote)
-        return [*going_on, *self._vocabulary.after_mark] if self._maybe_closed else going_on or None
+        if self._since_mark is None:
+            return going_on or None
+        never = set(self.forbidden())
+        return [*going_on, *(token for token in self._vocabulary.after_mark if token not in never)]
 
     def forbidden(self) -> list[int]:
         """Tokens that would open a quote or a citation that does not exist; only where allowed() is None."""
@@ -104,6 +107,8 @@ class QuoteLock:
         """The token was written."""
         for byte in self._vocabulary.of[token_id] or b"":
             self._read(byte)
+        if self._since_mark:
+            self._since_mark = None  # the source went on for the rest of a token: the quote does as well
 
     def _read(self, byte: int) -> None:
         if self._quote is not None:
@@ -119,20 +124,25 @@ class QuoteLock:
         starts = self._sources.starts
         cited = [starts[self._cited]] if self._cited is not None else starts
         self._quote = [start for numbered in cited for start in numbered]
-        self._begun = self._maybe_closed = False
+        self._begun, self._since_mark = False, None
 
     def _read_quoted(self, byte: int) -> None:
         assert self._quote is not None
         forms = self._sources.forms
         going_on = [(f, at + 1) for f, at in self._quote if at < len(forms[f]) and forms[f][at] == byte]
         if going_on:
-            self._quote = going_on
-            self._begun, self._maybe_closed = True, byte == QUOTE
-        elif self._maybe_closed or (byte == QUOTE and self._begun):
-            was_closed = self._maybe_closed
-            self._quote, self._maybe_closed = None, False
-            if was_closed:
-                self._read(byte)
+            self._quote, self._begun = going_on, True
+            if byte == QUOTE:
+                self._since_mark = b""
+            elif self._since_mark is not None:
+                self._since_mark += bytes([byte])
+        elif self._since_mark is not None:
+            outside = self._since_mark + bytes([byte])
+            self._quote = self._since_mark = None
+            for one in outside:  # it had closed at the mark after all
+                self._read(one)
+        elif byte == QUOTE and self._begun:
+            self._quote = None
         else:
             self._quote, self.broken = None, True
 
@@ -170,7 +180,7 @@ class QuoteLock:
             for length in range(min(vocabulary.longest, len(source) - at) + 1):
                 piece = source[at : at + length]
                 found.update(dict.fromkeys(vocabulary.ids.get(piece, ())))
-                if self._begun or length:
+                if length or (self._begun and self._since_mark is None):
                     found.update(dict.fromkeys(vocabulary.closing.get(piece, ())))
         return list(found)
 

@@ -136,7 +136,7 @@ def test_negative_control_an_unlocked_lie_breaks() -> None:
     assert locked.broken
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_any_walk_over_allowed_tokens_quotes_verbatim(rng: random.Random) -> None:
     locked, text = lock(), b""
