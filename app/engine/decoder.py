@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.engine.architecture import DecoderSpec, rope_table
 from app.engine.batch import ForwardBatch
 from app.engine.loader import DecoderWeights, LayerWeights
-from app.engine.spec import DecoderSpec, rope_table
 from app.kernels.reference import paged_attention, rms_norm, rotate, store_kv
 
 

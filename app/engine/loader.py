@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from app.engine.spec import DecoderSpec
+from app.engine.architecture import DecoderSpec
 
 
 @dataclass(slots=True)

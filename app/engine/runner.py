@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers.utils.hub import cached_file
 
+from app.engine.architecture import DecoderSpec, read_spec
 from app.engine.batch import build_batch
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder, KVCache
@@ -16,7 +17,6 @@ from app.engine.request import Alternatives, Sequence
 from app.engine.sampler import SampledTokens, sample
 from app.engine.sampling_batch import SamplingBatches
 from app.engine.schedule import Schedule
-from app.engine.spec import DecoderSpec, read_spec
 
 DEFAULT_KV_BYTES = 512 * 1024**2
 _OPTIONAL_FILES = (
