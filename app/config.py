@@ -67,13 +67,23 @@ class EngineSettings:
         "Folder or hub name of the model of the in-process engine; empty: no engine in this process.",
     )
     served_name: str = setting("precedent-demo", "Name under which /v1/models shows the in-process model.")
+    revision: str = setting("", "Commit or tag of a hub model; empty: its default branch.")
+    checksums: str = setting(
+        "",
+        "File of SHA-256 sums (format of sha256sum) that the model must match, or the engine refuses to start; "
+        "empty: SHA256SUMS in the model's folder, where there is one.",
+    )
     device: str = setting("auto", "auto, cpu or cuda.")
-    dtype: str = setting("auto", "auto, float32, bfloat16 or float16.")
+    dtype: str = setting("auto", "auto, float32 or bfloat16.")
     max_num_seqs: int = setting(64, "Most sequences in one step.")
     max_num_batched_tokens: int = setting(1024, "Token budget of one step.")
     max_model_len: int = setting(0, "Longest prompt plus output in tokens; 0: what the model's config says.")
     kv_cache_bytes: int = setting(512 * 2**20, "Memory for the KV cache in bytes.")
     threads: int = setting(0, "CPU threads of the engine; 0: all cores.")
+    max_queue_seconds: float = setting(
+        60.0,
+        "A request that the engine has not started by then goes to the next target, or is answered 429; 0: no limit.",
+    )
 
     @property
     def model_source(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from app.engine.checksums import write_sums
 from demo.network import Decoder
 from demo.tokenizer_training import save_tokenizer
 
@@ -56,6 +57,7 @@ def export(network: Decoder, tokenizer: Tokenizer, out: Path) -> None:
     save_file(weights, out / "model.partial", metadata={"format": "pt"})
     (out / "model.partial").chmod(0o644)
     os.replace(out / "model.partial", out / "model.safetensors")
+    write_sums(out, out / "SHA256SUMS")
 
 
 def _add_rope_theta(path: Path, theta: float) -> None:

@@ -24,7 +24,7 @@ from app.engine.admission import Limits, split_choices
 from app.engine.config import EngineConfig
 from app.engine.cost import TTFTPrediction
 from app.engine.delta import EngineDelta, delta
-from app.engine.detokenizer import TextStream
+from app.engine.detokenizer import text_stream
 from app.engine.engine import LLMEngine, pin_request
 from app.engine.facts import EngineLoad, EngineStats, PromptKeys
 from app.engine.prefix import Label, LabelCount
@@ -176,7 +176,7 @@ class AsyncEngine:
         if worker is None or worker.engine is None:
             raise EngineError(f"The engine is not ready: {self.reason}")
         outbox = self._outboxes[request.request_id] = asyncio.Queue()
-        text = TextStream(self.tokenizer, request.sampling.stop)
+        text = text_stream(self.tokenizer, request)
         done = stopped = False
         worker.inbox.put(Submit(request, time.perf_counter()))
         try:

@@ -23,6 +23,9 @@ class EngineConfig:
 
     model: folder with config.json and safetensors, or a Hugging Face hub id; with load_format "dummy" a
         folder or a config.json alone is enough, the weights are random from `seed`.
+    revision: commit or tag of a hub model; None takes its default branch.
+    checksums: list of SHA-256 sums that the model's files must match (checksums.py); None: SHA256SUMS in the
+        model's folder, where there is one.
     device: "auto" or "cpu" (the GPU runner follows).  dtype: "auto", "float32" or "bfloat16"; "auto" takes
         bfloat16 where the CPU multiplies it natively (avx512_bf16 or AMX), else float32.
     block_size: tokens per KV block.  num_blocks: KV blocks; None sizes the pool by `kv_cache_bytes`.
@@ -39,6 +42,8 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     load_format: LoadFormat = "auto"
+    revision: str | None = None
+    checksums: Path | None = None
     enable_prefix_cache: bool = True
     block_size: int = 16
     num_blocks: int | None = None

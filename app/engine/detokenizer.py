@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from app.engine.request import Request
+
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are not (yet) a character
+_CONTEXT = 4  # tokens of a prompt that its continuation is decoded after
 _MAX_HELD_TOKENS = 8  # a UTF-8 character has at most four bytes; more held tokens are really invalid bytes
 
 
@@ -19,12 +22,14 @@ class TextStream:
     of a stop string is held until it is not.
     """
 
-    def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = (), after: Sequence[int] = ()) -> None:
+        """after: the prompt's last tokens where the output continues its text: a SentencePiece tokenizer drops the
+        space of the first token that it decodes."""
         self._tokenizer = tokenizer
         self._stop = stop
-        self._tokens: list[int] = []
+        self._tokens = list(after)
         self._context = 0  # tokens before this one are no longer needed for decoding
-        self._read = 0  # tokens before this one are in the text already
+        self._read = len(self._tokens)  # tokens before this one are in the text already
         self._held = ""
         self.stopped = False
 
@@ -56,6 +61,11 @@ class TextStream:
         keep = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def text_stream(tokenizer: Decodes | None, request: Request) -> TextStream:
+    after = request.prompt_token_ids[-_CONTEXT:] if request.continues_text else ()
+    return TextStream(tokenizer, request.sampling.stop, after)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -22,7 +22,7 @@ from app.errors import InvalidRequest
 if TYPE_CHECKING:
     from app.engine.tokenizer import Tokenizer
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "choice"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 MAX_GRAMMAR_BYTES = 65_536
 MAX_COMPILED = 64  # the most recently used are kept
 _PARAM = "response_format"
@@ -30,7 +30,8 @@ _PARAM = "response_format"
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """value: a JSON schema, a regular expression, or a tuple of strings; nothing for json_object."""
+    """value: a JSON schema, a regular expression, a tuple of strings, or a grammar in llguidance's dialect of Lark;
+    nothing for json_object."""
 
     kind: GrammarKind
     value: Any = None
@@ -89,6 +90,8 @@ class Grammars:
             return str(matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, value))))
         if grammar.kind == "regex":
             return str(matcher.grammar_from_regex(str(value)))
+        if grammar.kind == "lark":
+            return str(value)
         if not isinstance(value, dict):
             raise InvalidRequest("json_schema must be an object.", param=_PARAM)
         # Compact: a model that is unsure could write white space for ever.

@@ -1,6 +1,6 @@
 """What LLMEngine.generate() collects of one request."""
 
-from app.engine.detokenizer import TextStream
+from app.engine.detokenizer import text_stream
 from app.engine.request import Alternatives, FinishReason, Request, RequestOutput, StepOutput
 from app.engine.tokenizer import Tokenizer
 
@@ -14,7 +14,7 @@ class Collected:
         self.text = ""
         self.end: StepOutput | None = None
         self._request_id = request.request_id
-        self._stream = TextStream(tokenizer, request.sampling.stop)
+        self._stream = text_stream(tokenizer, request)
 
     def add(self, output: StepOutput) -> bool:
         """Whether a stop string is complete."""

@@ -43,6 +43,7 @@ class Request:
     quote_sources: numbered passages, the first is [1]; where given, quotes and citation numbers in the output are
     constrained to what they say (quote_lock.py).
     grammar: what the whole output must look like (grammar.py).
+    continues_text: the output goes on where the prompt's text ends, without a chat template in between.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class Request:
     max_queue_seconds: float | None = None
     quote_sources: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    continues_text: bool = False
 
     @property
     def prompt_token_ids(self) -> list[int]:

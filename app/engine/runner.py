@@ -10,6 +10,7 @@ from transformers.utils.hub import cached_file
 
 from app.engine.architecture import DecoderSpec, read_spec
 from app.engine.batch import build_batch
+from app.engine.checksums import verify
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder, KVCache
 from app.engine.loader import dummy_weights, load_weights
@@ -34,29 +35,39 @@ class Sampled:
     top_logprobs: dict[int, Alternatives] = field(default_factory=dict)
 
 
-def resolve_folder(model: str | Path) -> Path:
+def resolve_folder(model: str | Path, revision: str | None = None) -> Path:
     """A local folder or config.json as it is; anything else is fetched from the Hugging Face hub (cached)."""
     path = Path(model)
     if path.exists():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is of a hub model; {path} is a folder: pin it by checksums")
         return path
     if path.is_absolute() or str(model).count("/") != 1:
         raise ValueError(f"model {str(model)!r} is neither an existing folder nor a hub id like 'Qwen/Qwen3-0.6B'")
-    return _download(str(model))
+    return _download(str(model), revision)
 
 
-def _download(model: str) -> Path:
+def _download(model: str, revision: str | None) -> Path:
     """The files this engine reads, from the hub into its local cache. OSError where there is no such model."""
 
     def fetch(name: str) -> str | None:
-        path: str | None = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        path: str | None = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         return path
 
-    config = cached_file(model, "config.json")
+    config = cached_file(model, "config.json", revision=revision)
     index = fetch("model.safetensors.index.json")
     shards = json.loads(Path(index).read_text())["weight_map"].values() if index else ["model.safetensors"]
     for name in (*_OPTIONAL_FILES, *sorted(set(shards))):
         fetch(name)
     return Path(str(config)).parent
+
+
+def _verify(folder: Path, config: EngineConfig) -> None:
+    """Before anything is read. Raises ValueError naming the file that is not what was pinned."""
+    own = folder / "SHA256SUMS"
+    path = config.checksums or (own if own.is_file() else None)
+    if path is not None:
+        verify(folder, path)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -76,8 +87,9 @@ class ModelRunner:
     """run(schedule) is one forward pass and one sampling of everybody who caught up."""
 
     def __init__(self, config: EngineConfig) -> None:
-        folder = resolve_folder(config.model)
+        folder = resolve_folder(config.model, config.revision)
         self.folder = folder
+        _verify(folder, config)
         self.spec = read_spec(folder)
         self.dtype = resolve_dtype(config.dtype)
         self.block_size = config.block_size

@@ -7,7 +7,7 @@ tokenised apart, with special tokens spelled out as ordinary characters.
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from app.engine.quote_lock import TokenBytes
 from app.errors import InvalidRequest
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class ChatPiece(NamedTuple):
@@ -74,8 +74,20 @@ class Tokenizer:
         return str(self._template.to_str())
 
     @property
-    def has_chat_template(self) -> bool:
-        return bool(self._hf.chat_template)
+    def chat_template(self) -> str:
+        """Its source, the one for tools where there are several; empty where the model has none."""
+        template = self._hf.chat_template or ""
+        return str(template.get("tool_use") or template.get("default", "") if isinstance(template, dict) else template)
+
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """What a token stands for; None for a control token."""
+        return self.vocabulary.of[token_id] if token_id < len(self.vocabulary.of) else None
+
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        """How the tokens that content must never become are spelled."""
+        added = json.loads(self._template.to_str())["added_tokens"]
+        return tuple(token["content"] for token in added if token["special"])
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; "<|eos|>" in it becomes characters, never the control token."""
@@ -94,24 +106,50 @@ class Tokenizer:
         return [(self.encode_template if piece.is_template else self.encode)(piece.text) for piece in pieces]
 
     def render_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **template_arguments: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[ChatPiece]:
         """The chat as the model was trained on it, cut where content begins and ends.
 
-        The template is rendered with unguessable marks in place of the contents. Raises InvalidRequest where
-        the model has no chat template or its template refuses these messages.
+        The template is rendered with unguessable marks in place of the contents. What else it writes of messages
+        and tools (in OpenAI's shape) becomes the template's own text. Raises InvalidRequest where
+        the model has no chat template, its template refuses these messages, or such text spells a control token.
         """
-        if not self.has_chat_template:
+        if not self.chat_template:
             raise InvalidRequest("This model has no chat template; send a plain prompt instead.", param="messages")
+        self._check_inlined(messages, tools)
         nonce = secrets.token_hex(8)
         marked = [dict(message, content=f"[{nonce}:{i}]") for i, message in enumerate(messages)]
         try:
             rendered: str = self._hf.apply_chat_template(
-                marked, tokenize=False, add_generation_prompt=add_generation_prompt, **template_arguments
+                marked, tokenize=False, add_generation_prompt=add_generation_prompt, tools=list(tools) or None
             )
         except Exception as error:  # whatever a template raises is about the messages, e.g. their order of roles
             raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
         return _cut(rendered, nonce, messages)
+
+    def _check_inlined(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        """What is written into the template beside the contents cannot be tokenized apart."""
+        inlined = [{k: v for k, v in message.items() if k not in ("role", "content")} for message in messages]
+        for text in _strings([inlined, tools]):
+            for token in self.control_tokens:
+                if token in text:
+                    raise InvalidRequest(f"Tools and tool calls must not contain {token!r}.", param="tools")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in nested lists and dictionaries, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from (*_strings(key), *_strings(item))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
 
 
 def _byte_alphabet() -> dict[str, int]:

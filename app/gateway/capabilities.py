@@ -11,6 +11,7 @@ IMAGES = "images"
 TOOLS = "tools"
 TOP_K = "top_k"
 RESPONSE_FORMAT = "response_format"
+CHOICES = "n"
 OPENAI_FIELDS = frozenset(
     {"logprobs", "top_logprobs", "presence_penalty", "frequency_penalty", "logit_bias", "parallel_tool_calls"}
 )

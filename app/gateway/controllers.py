@@ -51,7 +51,7 @@ class ChatController(Controller):
             include_usage = bool(data.stream_options and data.stream_options.include_usage)
             return await stream_response(_chat_frames(stream, completion, include_usage), error_frame, headers)
         deltas = await _collect(stream)
-        return Response(completion.full(deltas, stream.finish_reason, stream.usage), headers=headers)
+        return Response(completion.full(deltas, stream.usage), headers=headers)
 
     @post("/completions", status_code=200, summary="Continue a text, plain or streamed (legacy)")
     async def complete(
@@ -136,9 +136,12 @@ async def _chat_frames(stream: ChatStream, completion: Completion, include_usage
     """Chunks, the usage chunk if asked for, and [DONE]."""
     async with stream:
         yield b""
-        yield sse(_with_usage(completion.first_chunk(), include_usage))
+        begun: set[int] = set()
         async for delta in stream:
-            if delta.text or delta.tool_calls or delta.finish_reason:
+            if delta.index not in begun:
+                begun.add(delta.index)
+                yield sse(_with_usage(completion.first_chunk(delta.index), include_usage))
+            if delta.text or delta.tool_calls or delta.finish_reason or delta.logprobs:
                 yield sse(_with_usage(completion.chunk(delta), include_usage))
     if include_usage:
         yield sse(completion.usage_chunk(stream.usage))

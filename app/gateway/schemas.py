@@ -79,8 +79,8 @@ class Delta:
     """A piece of an answer. The last one carries finish_reason, and usage and timings where the target has them.
 
     finish_reason: stop, length, tool_calls or content_filter; `stop_sequence` is the one that was met, where known.
-    usage may come earlier with what is known by then. tool_calls are fragments with an index and logprobs an
-    object with lists, as OpenAI streams them.
+    usage may come earlier with what is known by then. index: which of several choices (`n`) this belongs to.
+    tool_calls are fragments with an index and logprobs an object with lists, as OpenAI streams them.
     """
 
     text: str = ""
@@ -90,6 +90,7 @@ class Delta:
     tool_calls: list[dict[str, Any]] | None = None
     stop_sequence: str | None = None
     logprobs: dict[str, Any] | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)

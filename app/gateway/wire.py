@@ -89,6 +89,7 @@ class UpstreamFields(Struct, omit_defaults=True):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     parallel_tool_calls: bool | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
@@ -106,7 +107,6 @@ class ChatCompletionRequest(UpstreamFields, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
     seed: int | None = None
-    n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -147,7 +147,7 @@ def _neutral(name: str, value: Any) -> bool:
         return value is not False
     if name == "response_format":
         return not value or value == {"type": "text"}
-    if name == "repetition_penalty":
+    if name in ("repetition_penalty", "n"):
         return value in (None, 1)
     return value in (None, False, 0, {}, [])
 
@@ -191,17 +191,14 @@ class Completion:
             "choices": choices,
         }
 
-    def full(self, deltas: list[Delta], finish_reason: str | None, usage: Usage) -> Json:
-        message: Json = {"role": "assistant", "content": "".join(delta.text for delta in deltas)}
-        if calls := merge_tool_calls(deltas):
-            message["tool_calls"] = calls
-            message["content"] = message["content"] or None
-        logprobs = merge_logprobs(deltas)
-        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
-        return self._object("chat.completion", [choice]) | {"usage": usage_object(usage)}
+    def full(self, deltas: list[Delta], usage: Usage) -> Json:
+        count = 1 + max((delta.index for delta in deltas), default=0)
+        choices = [_choice(index, [delta for delta in deltas if delta.index == index]) for index in range(count)]
+        return self._object("chat.completion", choices) | {"usage": usage_object(usage)}
 
-    def first_chunk(self) -> Json:
-        return self._chunk({"role": "assistant", "content": ""}, None)
+    def first_chunk(self, index: int) -> Json:
+        """What every choice begins with."""
+        return self._chunk(Delta(index=index), {"role": "assistant", "content": ""})
 
     def chunk(self, delta: Delta) -> Json:
         content: Json = {}
@@ -209,14 +206,24 @@ class Completion:
             content["content"] = delta.text
         if delta.tool_calls:
             content["tool_calls"] = delta.tool_calls
-        return self._chunk(content, delta.finish_reason, delta.logprobs)
+        return self._chunk(delta, content)
 
     def usage_chunk(self, usage: Usage) -> Json:
         return self._object("chat.completion.chunk", []) | {"usage": usage_object(usage)}
 
-    def _chunk(self, content: Json, finish_reason: str | None, logprobs: Json | None = None) -> Json:
-        choice = {"index": 0, "delta": content, "logprobs": logprobs, "finish_reason": finish_reason}
+    def _chunk(self, delta: Delta, content: Json) -> Json:
+        choice = {"index": delta.index, "delta": content, "logprobs": delta.logprobs,
+                  "finish_reason": delta.finish_reason}  # fmt: skip
         return self._object("chat.completion.chunk", [choice])
+
+
+def _choice(index: int, deltas: list[Delta]) -> Json:
+    message: Json = {"role": "assistant", "content": "".join(delta.text for delta in deltas)}
+    if calls := merge_tool_calls(deltas):
+        message["tool_calls"] = calls
+        message["content"] = message["content"] or None
+    finish_reason = next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None)
+    return {"index": index, "message": message, "logprobs": merge_logprobs(deltas), "finish_reason": finish_reason}
 
 
 def usage_object(usage: Usage) -> Json:

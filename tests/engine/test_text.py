@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from app.engine import AsyncEngine, LLMEngine, SamplingParams, Tokenizer
@@ -60,6 +60,71 @@ def test_unfinished_and_invalid_bytes_are_given_out_at_the_end(tokenizer: Tokeni
     assert stream(tokenizer, half)[0] == ["\ufffd"]
     shown, _ = stream(tokenizer, half * 12 + tokenizer.encode("ok"))
     assert "".join(shown).endswith("ok")
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Llama 2's kind: spaces written as U+2581, a byte token for each byte outside of the vocabulary."""
+    path = tmp_path_factory.mktemp("sentencepiece")
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    words = [
+        "\u2581",
+        "\u2581the",
+        "\u2581party",
+        "\u2581\u2581",
+        "th",
+        "the",
+        "pa",
+        "par",
+        "part",
+        "party",
+        "\u2581t",
+        "\u2581p",
+    ]
+    pieces += [*"abcdefghijklmnopqrstuvwxyz.,", *words]
+    merges = [
+        "t h",
+        "th e",
+        "p a",
+        "pa r",
+        "par t",
+        "part y",
+        "\u2581 the",
+        "\u2581 party",
+        "\u2581 \u2581",
+        "\u2581 t",
+        "\u2581 p",
+    ]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    fast = FastTokenizer(
+        models.BPE(
+            vocab=vocab, merges=[tuple(m.split()) for m in merges], unk_token="<unk>", byte_fallback=True, fuse_unk=True
+        )
+    )
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="</s>").save_pretrained(path)
+    return Tokenizer(path)
+
+
+@pytest.mark.parametrize("said", ["the party", "the  party, the part", "party § 5 – 契約 🏛 the", "é", " the"])
+def test_sentencepiece_spaces_and_byte_tokens_stream_as_they_decode(sentencepiece: Tokenizer, said: str) -> None:
+    tokens = sentencepiece.encode(said)
+    shown, _ = stream(sentencepiece, tokens)
+    assert "".join(shown) == sentencepiece.decode(tokens) == said
+    assert not any("\ufffd" in part for part in shown)
+    if "🏛" in said:
+        assert len(tokens) > len(said), "the character must be several byte tokens, or this proves nothing"
+
+
+def test_a_continued_text_keeps_its_first_space(sentencepiece: Tokenizer) -> None:
+    tokens = sentencepiece.encode("the party")
+    prompt, output = tokens[:1], tokens[1:]
+    assert stream(sentencepiece, output)[0] == ["party"]
+    text = TextStream(sentencepiece, after=prompt)
+    assert text.push(output, last=True) == " party"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.config import EngineSettings
+from app.errors import Conflict, RateLimited
+from app.gateway.providers.local import LocalProvider
+from app.gateway.schemas import ChatRequest, Message, Sampling, Segment
 from tests.conftest import Site, fake_settings, open_site
 
 TEMPLATE = (
@@ -21,15 +25,15 @@ TEMPLATE = (
 MARKS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS) -> Path:
     """Random weights, a byte-level tokenizer and a chat template: text is nonsense, counts are real."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([], trainers.BpeTrainer(special_tokens=MARKS, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator([], trainers.BpeTrainer(special_tokens=marks, initial_alphabet=alphabet))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -98,15 +102,84 @@ async def test_sampling_fields_reach_the_engine(local: Site) -> None:
     assert (refused.status_code, "repetition_penalty" in refused.json()["error"]["message"]) == (400, True)
 
 
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-    ],
-)
-async def test_what_the_engine_cannot_do_is_refused_by_name(local: Site, change: dict[str, Any], param: str) -> None:
-    response = await post(local, "/v1/chat/completions", messages=[{"role": "user", "content": "x"}], **change)
+async def test_tools_are_refused_where_the_template_knows_none(local: Site) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    response = await post(local, "/v1/chat/completions", messages=[{"role": "user", "content": "x"}], tools=tools)
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == param
+    assert response.json()["error"]["param"] == "tools"
     assert "does not support" in response.json()["error"]["message"]
+
+
+async def test_log_probabilities_are_those_of_the_text(local: Site) -> None:
+    request = {"messages": [{"role": "user", "content": "x"}], "temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    wanted = {"logprobs": True, "top_logprobs": 2}
+    choice = (await post(local, "/v1/chat/completions", **request, **wanted)).json()["choices"][0]
+    content = choice["logprobs"]["content"]
+    said = b"".join(bytes(entry["bytes"]) for entry in content)
+    assert said.decode(errors="replace") == choice["message"]["content"]
+    for entry in content:
+        assert len(entry["top_logprobs"]) == 2
+        assert entry["top_logprobs"][0]["logprob"] == entry["logprob"] <= 0
+    streamed = await post(local, "/v1/chat/completions", **request, **wanted, stream=True)
+    chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    parts = [entry for chunk in chunks for entry in (chunk["choices"][0]["logprobs"] or {}).get("content", [])]
+    assert [entry["token"] for entry in parts] == [entry["token"] for entry in content]
+
+
+async def test_several_choices_share_one_prompt(local: Site) -> None:
+    request = {"messages": [{"role": "user", "content": "x"}], "temperature": 1.2, "max_tokens": 8, "ignore_eos": True}
+    body = (await post(local, "/v1/chat/completions", **request, seed=7, n=3)).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    texts = [choice["message"]["content"] for choice in body["choices"]]
+    assert len(set(texts)) == 3, "choices draw by seeds of their own"
+    alone = (await post(local, "/v1/chat/completions", **request, seed=7)).json()
+    assert alone["choices"][0]["message"]["content"] == texts[0]
+    assert body["usage"]["completion_tokens"] == 24
+    assert body["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+    streamed = await post(local, "/v1/chat/completions", **request, seed=7, n=3, stream=True)
+    chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    by_index = ["", "", ""]
+    for chunk in chunks:
+        by_index[chunk["choices"][0]["index"]] += chunk["choices"][0]["delta"].get("content") or ""
+    assert by_index == texts
+    assert sum(chunk["choices"][0]["finish_reason"] is not None for chunk in chunks) == 3
+    too_many = await post(local, "/v1/chat/completions", **request, n=100)
+    assert (too_many.status_code, too_many.json()["error"]["param"]) == (400, "n")
+
+
+def long_answer(source: str = "") -> ChatRequest:
+    segment = Segment("A clause.", frozenset({"tenant:a"}), (source,) if source else ())
+    endless = {"ignore_eos": True}
+    return ChatRequest("tiny", (Message("user", (segment,)),), Sampling(max_tokens=400), endless)
+
+
+@pytest_asyncio.fixture
+async def narrow(tmp_path: Path) -> AsyncIterator[LocalProvider]:
+    """One seat, and nobody waits for it longer than a moment."""
+    provider = LocalProvider(
+        EngineSettings(
+            model=str(tiny_model(tmp_path)), threads=1, max_num_seqs=1, kv_cache_bytes=2**22, max_queue_seconds=0.05
+        )
+    )
+    await provider.start()
+    yield provider
+    await provider.close()
+
+
+async def test_who_cannot_start_in_time_is_told_when_to_come_back(narrow: LocalProvider) -> None:
+    async with aclosing(narrow.stream(long_answer())) as first:
+        await anext(first)
+        with pytest.raises(RateLimited) as refused:
+            await anext(narrow.stream(long_answer()))
+    assert int(refused.value.headers["retry-after"]) >= 1
+
+
+async def test_forgetting_a_document_ends_the_answers_that_read_it(narrow: LocalProvider) -> None:
+    async with aclosing(narrow.stream(long_answer("contract-7"))) as reading:
+        await anext(reading)
+        await narrow.forget(["contract-8"])
+        await anext(reading)
+        await narrow.forget(["contract-7"])
+        with pytest.raises(Conflict, match="deleted or replaced"):
+            async for _ in reading:
+                pass

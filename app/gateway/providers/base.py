@@ -35,8 +35,10 @@ class ContextExceeded(InvalidRequest):
 class Provider(Protocol):
     """One configured target at work."""
 
-    takes: frozenset[str]
-    """What it serves beyond text messages; see app/gateway/capabilities.py."""
+    @property
+    def takes(self) -> frozenset[str]:
+        """What it serves beyond text messages; see app/gateway/capabilities.py."""
+        ...
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """The answer. Raises the errors above. The last delta carries a finish_reason; closing stops the upstream."""

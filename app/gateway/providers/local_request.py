@@ -1,0 +1,123 @@
+"""A chat request as the engine takes it: labelled token segments, sampling, and what the output must look like.
+
+Loaded by LocalProvider.start(), since it imports the engine.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from app.engine import Grammar, Request, SamplingParams, Tokenizer, TokenSegment
+from app.errors import InvalidRequest
+from app.gateway.capabilities import RESPONSE_FORMAT, TOOLS
+from app.gateway.providers.tool_calls import ToolCallParser, ToolFormat, for_template, forced, grammar, tool_format
+from app.gateway.schemas import ChatRequest, Message
+
+# Fields that the engine's sampler takes under the names they come with.
+PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
+SAMPLING_FIELDS = PENALTIES | {"min_p", "min_tokens", "ignore_eos", "stop_token_ids"}
+LOGIT_BIAS, LOGPROBS, TOP_LOGPROBS = "logit_bias", "logprobs", "top_logprobs"
+# The engine's own choice where a caller names no limit.
+DEFAULT_MAX_TOKENS = 512
+MAX_FIRM_WIDE = 256  # texts remembered as tokens
+
+
+class RequestBuilder:
+    """For one tokenizer. Raises InvalidRequest for what its model cannot do."""
+
+    def __init__(self, tokenizer: Tokenizer, max_queue_seconds: float | None) -> None:
+        self._tokenizer = tokenizer
+        self._max_queue_seconds = max_queue_seconds
+        # Token ids of firm-wide segments: the policy is the same bytes in every request.
+        self._firm_wide: dict[str, list[int]] = {}
+        self.tools: ToolFormat | None = tool_format(tokenizer.chat_template)
+
+    def build(self, request: ChatRequest, segments: list[TokenSegment]) -> Request:
+        return Request(
+            "chat",
+            tuple(segments),
+            _sampling(request),
+            max_queue_seconds=self._max_queue_seconds,
+            quote_sources=request.quote_sources,
+            grammar=self._grammar(request.upstream_only),
+            continues_text=request.raw,
+        )
+
+    def parser(self, request: ChatRequest) -> ToolCallParser | None:
+        """For each choice one; None where no tools are offered."""
+        tools = self._offered(request.upstream_only)
+        return ToolCallParser(self.tools, tools) if tools and self.tools is not None else None
+
+    def segments(self, request: ChatRequest) -> list[TokenSegment]:
+        """The chat template's own pieces are firm-wide; every content keeps its segments and their labels.
+
+        What a template writes of tools is the caller's text: then its pieces carry the union of the labels.
+        """
+        if request.raw:
+            return self._contents(request.messages[0])
+        tools = self._offered(request.upstream_only)
+        messages = [self._message(message) for message in request.messages]
+        inlined = tools or any("tool_calls" in message for message in messages)
+        labels = [s.label for message in request.messages for s in message.segments] if inlined else []
+        template = TokenSegment([], frozenset().union(*labels))
+        segments: list[TokenSegment] = []
+        for piece in self._tokenizer.render_chat(messages, tools=tools):
+            if piece.message_index is None:
+                segments.append(replace(template, token_ids=self._tokenizer.encode_template(piece.text)))
+            else:
+                segments += self._contents(request.messages[piece.message_index])
+        return segments
+
+    def _contents(self, message: Message) -> list[TokenSegment]:
+        return [TokenSegment(self._encode(s.text, s.label), s.label, s.source_ids) for s in message.segments if s.text]
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        """`developer` is OpenAI's newer word for `system`; chat templates know the older one."""
+        role = "system" if message.role == "developer" else message.role
+        return for_template({"role": role, "content": message.text} | message.extra)
+
+    def _encode(self, text: str, label: frozenset[str]) -> list[int]:
+        if label:
+            return self._tokenizer.encode(text)
+        if text not in self._firm_wide:
+            if len(self._firm_wide) >= MAX_FIRM_WIDE:
+                self._firm_wide.clear()
+            self._firm_wide[text] = self._tokenizer.encode(text)
+        return self._firm_wide[text]
+
+    def _offered(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
+        return [] if fields.get("tool_choice") == "none" else fields.get(TOOLS) or []
+
+    def _grammar(self, fields: dict[str, Any]) -> Grammar | None:
+        """A tool that must be called, or OpenAI's response_format; plain text needs none."""
+        called = forced(self._offered(fields), fields.get("tool_choice"))
+        if called and self.tools is not None:
+            mark = self._tokenizer.encode_template(self.tools.mark) if self.tools.mark else []
+            return Grammar("lark", grammar(self.tools, called, mark[0] if len(mark) == 1 else None))
+        match fields.get(RESPONSE_FORMAT):
+            case {"type": "json_object"}:
+                return Grammar("json_object")
+            case {"type": "json_schema", "json_schema": {"schema": schema}}:
+                return Grammar("json_schema", schema)
+        return None
+
+
+def _sampling(request: ChatRequest) -> SamplingParams:
+    sampling, fields = request.sampling, request.upstream_only
+    try:
+        return SamplingParams(
+            temperature=1.0 if sampling.temperature is None else sampling.temperature,
+            top_p=sampling.top_p or 1.0,
+            top_k=sampling.top_k or 0,
+            max_tokens=sampling.max_tokens or DEFAULT_MAX_TOKENS,
+            stop=sampling.stop,
+            seed=sampling.seed,
+            logit_bias={int(token): bias for token, bias in (fields.get(LOGIT_BIAS) or {}).items()},
+            logprobs=_num_logprobs(fields),
+            **{name: fields[name] for name in SAMPLING_FIELDS & fields.keys()},
+        )
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"The engine cannot sample like this: {error}") from error
+
+
+def _num_logprobs(fields: dict[str, Any]) -> int | None:
+    return int(fields.get(TOP_LOGPROBS) or 0) if fields.get(LOGPROBS) else None
