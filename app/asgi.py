@@ -1,8 +1,10 @@
 """create_app(settings): the application, as explicit lists of what it serves and how it fails."""
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -23,7 +25,7 @@ from litestar.status_codes import (
 
 from app import __version__, telemetry
 from app.config import Settings
-from app.errors import AppError, InvalidRequest, NotFound, PayloadTooLarge
+from app.errors import AppError, Forbidden, InvalidRequest, NotFound, PayloadTooLarge, Unauthenticated
 from app.gateway.controllers import ChatController
 from app.gateway.controllers_anthropic import MessagesController
 from app.rag.controllers import DocumentController, answer, get_job, search
@@ -52,12 +54,32 @@ async def ready(services: NamedDependency[Services]) -> Response[dict[str, Any]]
     return Response(body, status_code=503 if reasons else 200)
 
 
+@get("/metrics", opt=PUBLIC, tags=["health"], summary="Metrics for Prometheus", include_in_schema=False)
+async def metrics(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[bytes]:
+    """With the token of the settings; without one for callers on this machine alone."""
+    token = services.settings.telemetry.metrics_token
+    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if token and not secrets.compare_digest(sent.encode(), token.encode()):
+        raise Unauthenticated("/metrics needs the token of telemetry.metrics_token.")
+    if not token and not _is_local(request):
+        raise Forbidden("/metrics answers this machine alone while telemetry.metrics_token is empty.")
+    body, media_type = services.metrics.exposition()
+    return Response(body, media_type=media_type)
+
+
+def _is_local(request: Request[Any, Any, Any]) -> bool:
+    try:
+        return request.client is not None and ip_address(request.client.host).is_loopback
+    except ValueError:  # no address: a test client
+        return False
+
+
 def create_app(settings: Settings | None = None) -> Litestar:
     """The ASGI application; settings are loaded where none are given."""
     settings = settings or Settings.load()
     models = Router("/", route_handlers=[ChatController, MessagesController])
     return Litestar(
-        route_handlers=[live, ready, me, KeyController, DocumentController, get_job, search, answer, models],
+        route_handlers=[live, ready, metrics, me, KeyController, DocumentController, get_job, search, answer, models],
         guards=[requires_key],
         dependencies=_dependencies(),
         exception_handlers=_handlers(),

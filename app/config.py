@@ -49,7 +49,14 @@ class StorageSettings:
 class TelemetrySettings:
     log_level: str = setting("info", "debug, info, warning or error.")
     log_format: str = setting("console", "console for people, json for machines.")
-    otlp_endpoint: str = setting("", "OTLP/HTTP endpoint for traces, such as http://localhost:4318; empty: none.")
+    otlp_endpoint: str = setting(
+        "", "OTLP/HTTP endpoint for traces and metrics, such as http://localhost:4318; empty: none."
+    )
+    metrics_token: str = setting(
+        "",
+        "Bearer token for /metrics; empty: /metrics answers callers on this machine alone. Behind a proxy on the same "
+        "machine everybody is such a caller: set a token there.",
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from app import migrate
 from app.config import Settings
@@ -16,6 +17,7 @@ from app.gateway.routing import Router
 from app.gateway.schemas import Message, Segment
 from app.gateway.service import Gateway
 from app.jobs import JobRunner
+from app.metrics import Metrics
 from app.rag.answers import LEGAL_PROMPT, AnswerService
 from app.rag.documents import INGEST, DocumentService, FileStore
 from app.rag.edge import EdgeIndex
@@ -42,6 +44,7 @@ class Services:
     search: SearchService
     answers: AnswerService
     jobs: JobRunner
+    metrics: Metrics
     failures: dict[str, str] = field(default_factory=dict)
     starting: set[str] = field(default_factory=set)
 
@@ -73,6 +76,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 
 async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -> Services:
+    metrics = Metrics(settings.telemetry)
+    stack.push_async_callback(asyncio.to_thread, metrics.close)
     embedder = await asyncio.to_thread(Embedder, settings.rag.embedding_model)
     folder = settings.directory / "index"
     index = await asyncio.to_thread(EdgeIndex, folder, embedder.dimension, model=embedder.name)
@@ -94,6 +99,7 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
         search=search,
         answers=AnswerService(search, gateway, settings.rag),
         jobs=JobRunner(database, {INGEST: ingestion}, settings.rag.ingest_workers),
+        metrics=metrics,
         starting=set(providers),
     )
 
@@ -103,11 +109,16 @@ async def _start_targets(services: Services) -> None:
         try:
             await provider.start()
             if isinstance(provider, LocalProvider):
+                services.metrics.watch_engine(partial(_counters, provider))
                 await _pin_policy(provider)
         except Exception as error:
             services.failures[name] = f"could not start: {error}"
             log.exception("target could not start", target=name)
         services.starting.discard(name)
+
+
+def _counters(provider: LocalProvider) -> dict[str, float]:
+    return asdict(provider.stats())
 
 
 async def _pin_policy(provider: LocalProvider) -> None:

@@ -14,7 +14,7 @@ FLOORS = [
     {"app.errors"},
     {"app.config", "app.kernels"},
     {"app.engine"},
-    {"app.telemetry", "app.db"},
+    {"app.telemetry", "app.metrics", "app.db"},
     {"app.tenants", "app.jobs"},
     {"app.gateway"},
     {"app.rag"},

@@ -1,0 +1,127 @@
+"""Metrics, every name in one place: read by Prometheus at /metrics and pushed to an OTLP endpoint where one is set.
+
+Names follow OpenTelemetry's conventions for generative AI where there is one (gen_ai.server.*, gen_ai.client.*);
+what only this application has begins with `precedent.`. Prometheus spells dots as underscores and adds the unit:
+`gen_ai.server.time_to_first_token` is `gen_ai_server_time_to_first_token_seconds`.
+Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import CallbackOptions, Histogram, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from app.config import TelemetrySettings
+
+# Bucket borders in seconds; the conventions', with finer ones where a person notices.
+TTFT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 60.0)
+PER_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+STAGE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+Counts = Callable[[], Mapping[str, float]]
+# What the engine counts: name here, then the attribute by which its series differ and the counter behind each.
+ENGINE_COUNTERS: dict[str, dict[str, str]] = {
+    "precedent.engine.steps": {"": "steps"},
+    "precedent.engine.tokens": {
+        "prompt": "prompt_tokens", "prefill": "prefill_tokens_computed", "output": "output_tokens",
+        "prefix_hit": "prefix_hit_tokens",
+    },
+    "precedent.engine.preemptions": {"": "preemptions"},
+    "precedent.engine.unfinished": {"abort": "aborts", "deadline": "expired", "forgotten": "forgotten"},
+}  # fmt: skip
+ENGINE_GAUGES: dict[str, dict[str, str]] = {
+    "precedent.engine.requests": {"running": "running", "waiting": "waiting"},
+    "precedent.engine.kv_blocks": {
+        "free": "free_blocks", "used": "used_blocks", "cached": "cached_blocks", "pinned": "pinned_blocks",
+    },
+}  # fmt: skip
+
+
+class Metrics:
+    """One application's instruments, with their own provider and registry: several can live in one process."""
+
+    def __init__(self, settings: TelemetrySettings) -> None:
+        self._registry = CollectorRegistry()
+        readers: list[MetricReader] = [
+            PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
+        ]
+        if settings.otlp_endpoint:
+            exporter = OTLPMetricExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/metrics")
+            readers.append(PeriodicExportingMetricReader(exporter))
+        resource = Resource.create({"service.name": "precedent"})
+        self._provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+        self._meter = self._provider.get_meter("precedent")
+        self._ttft = self._histogram("gen_ai.server.time_to_first_token", "s", TTFT)
+        self._per_token = self._histogram("gen_ai.server.time_per_output_token", "s", PER_TOKEN)
+        self._duration = self._histogram("gen_ai.server.request.duration", "s", DURATION)
+        self._usage = self._histogram("gen_ai.client.token.usage", "{token}", TOKENS)
+        self._stage = self._histogram("precedent.stage.duration", "s", STAGE)
+        self._requests = self._meter.create_counter("precedent.requests", "{request}", "By target and how they ended.")
+        self._fallbacks = self._meter.create_counter("precedent.fallbacks", "{attempt}", "Targets that did not answer.")
+        self._cost = self._meter.create_counter("precedent.cost", "{USD}", "What requests cost, in US dollars.")
+
+    def _histogram(self, name: str, unit: str, borders: Sequence[float]) -> Histogram:
+        return self._meter.create_histogram(name, unit, explicit_bucket_boundaries_advisory=borders)
+
+    def request(
+        self,
+        *,
+        model: str,
+        target: str,
+        status: str,
+        fallbacks: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cost_micros: int,
+        first_delta_ms: float,
+        total_ms: float,
+        timings_ms: Mapping[str, float],
+    ) -> None:
+        """A request has ended. first_delta_ms 0: nothing came. timings_ms: its stages, see telemetry.Stages."""
+        by = {"gen_ai.request.model": model, "precedent.target": target}
+        self._requests.add(1, by | {"status": status})
+        self._duration.record(total_ms / 1e3, by)
+        if fallbacks:
+            self._fallbacks.add(fallbacks, by)
+        if cost_micros:
+            self._cost.add(cost_micros / 1e6, by)
+        for stage, milliseconds in timings_ms.items():
+            self._stage.record(milliseconds / 1e3, {"stage": stage})
+        if not first_delta_ms:
+            return
+        self._ttft.record(first_delta_ms / 1e3, by)
+        if completion_tokens > 1:
+            self._per_token.record((total_ms - first_delta_ms) / 1e3 / (completion_tokens - 1), by)
+        for kind, tokens in (("input", prompt_tokens), ("output", completion_tokens)):
+            self._usage.record(tokens, by | {"gen_ai.token.type": kind})
+
+    def watch_engine(self, counts: Counts) -> None:
+        """counts: the engine's own counters by name, asked at each scrape."""
+        for name, series in ENGINE_COUNTERS.items():
+            self._meter.create_observable_counter(name, [_observer(counts, series)])
+        for name, series in ENGINE_GAUGES.items():
+            self._meter.create_observable_gauge(name, [_observer(counts, series)])
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Everything in Prometheus' text format, and its media type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def close(self) -> None:
+        """Push what is left and end the exporter's thread."""
+        self._provider.shutdown()
+
+
+def _observer(counts: Counts, series: Mapping[str, str]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        found = counts()
+        for kind, counter in series.items():
+            yield Observation(found[counter], {"kind": kind} if kind else {})
+
+    return observe
