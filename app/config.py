@@ -87,6 +87,12 @@ class EngineSettings:
     max_model_len: int = setting(0, "Longest prompt plus output in tokens; 0: what the model's config says.")
     kv_cache_bytes: int = setting(512 * 2**20, "Memory for the KV cache in bytes.")
     threads: int = setting(0, "CPU threads of the engine; 0: all cores.")
+    max_draft_tokens: int = setting(
+        8, "Most tokens guessed ahead of a request (from its own passages and text) and verified in one step; 0: none."
+    )
+    draft_model: str = setting(
+        "", "Folder or hub name of a small model with the same tokenizer that guesses where nothing else does."
+    )
     max_queue_seconds: float = setting(
         60.0,
         "A request that the engine has not started by then goes to the next target, or is answered 429; 0: no limit.",

@@ -33,6 +33,7 @@ ENGINE_COUNTERS: dict[str, dict[str, str]] = {
         "prompt": "prompt_tokens", "prefill": "prefill_tokens_computed", "output": "output_tokens",
         "prefix_hit": "prefix_hit_tokens",
     },
+    "precedent.engine.draft_tokens": {"tried": "draft_tokens", "accepted": "draft_tokens_accepted"},
     "precedent.engine.preemptions": {"": "preemptions"},
     "precedent.engine.unfinished": {"abort": "aborts", "deadline": "expired", "forgotten": "forgotten"},
 }  # fmt: skip

@@ -17,18 +17,20 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
+from copy import deepcopy
 from itertools import takewhile
 from typing import Any, TypeVar
 
 from app.engine.admission import Limits, split_choices
 from app.engine.config import EngineConfig
 from app.engine.cost import TTFTPrediction
-from app.engine.delta import EngineDelta, delta
+from app.engine.delta import EngineDelta, delta, ended
 from app.engine.detokenizer import text_stream
 from app.engine.engine import LLMEngine, pin_request
 from app.engine.facts import EngineLoad, EngineStats, PromptKeys
 from app.engine.prefix import Label, LabelCount
 from app.engine.request import EngineError, Request, StepOutput, TokenSegment
+from app.engine.spec.counts import SpeculationCounts
 from app.engine.tokenizer import Tokenizer
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
 
@@ -115,6 +117,10 @@ class AsyncEngine:
         """For routing, as of the last step. Raises EngineError where there is no engine."""
         return self.engine.load()
 
+    def speculation(self) -> SpeculationCounts:
+        """Of all requests since the engine started, as of now."""
+        return deepcopy(self.engine.speculator.totals)
+
     def label_counts(self) -> dict[Label, LabelCount]:
         """Prompt tokens and prefix cache hits per access label."""
         return self.engine.label_counts()
@@ -188,7 +194,8 @@ class AsyncEngine:
                 if not stopped:
                     yield delta(output, text)
                 elif done:
-                    yield EngineDelta([], "", None, "stop", output.metrics)
+                    assert output.metrics is not None  # the last has them
+                    yield EngineDelta([], "", None, "stop", ended(output.metrics, text))
                 if text.stopped and not stopped and not done:  # the metrics come with the abort
                     worker.inbox.put(Abort(request.request_id))
                 stopped = text.stopped

@@ -35,17 +35,29 @@ def build_batch(schedule: Schedule, *, block_size: int, num_kv_heads: int, windo
     starts = np.array([row.start for row in rows], dtype=np.int64)
     counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
     offsets = np.cumsum(counts) - counts
-    tokens = [token for row in rows for token in row.seq.tokens[row.start : row.start + row.num_tokens]]
+    tokens = [token for row in rows for token in _tokens(row)]
     positions = np.arange(len(tokens)) + np.repeat(starts - offsets, counts)
     blocks = np.concatenate([_new_blocks(row, block_size) for row in rows])
     within = positions % block_size
     heads = np.arange(num_kv_heads)
     kv_rows = (blocks[:, None] * num_kv_heads + heads) * block_size + within[:, None]
-    samples = np.array([row.samples for row in rows], dtype=bool)
-    last = (offsets + counts - 1)[samples]
+    samples = np.array([row.num_samples for row in rows], dtype=np.int64)
+    last = _runs(offsets + counts - samples, samples)
     builder = _PlanBuilder(schedule, block_size, starts, counts, offsets)
     plans = {window: builder.plan(window) for window in windows}
     return ForwardBatch(torch.tensor(tokens), _tensor(positions), _tensor(kv_rows.reshape(-1)), _tensor(last), plans)
+
+
+def _tokens(row: ScheduledRow) -> list[int]:
+    own = row.seq.tokens[row.start : row.start + row.num_tokens - len(row.draft)]
+    return own + row.draft if row.draft else own
+
+
+def _runs(starts: Ints, lengths: Ints) -> Ints:
+    """starts[0], starts[0] + 1, … for lengths[0] numbers, then the same for the next."""
+    before: Ints = np.cumsum(lengths) - lengths
+    runs: Ints = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    return runs
 
 
 def _tensor(values: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Tensor:

@@ -35,6 +35,8 @@ class EngineConfig:
     threads: torch threads of the engine thread; None uses every core this process may run on.
     restart_limit: how often AsyncEngine starts anew within ten minutes after failed steps, the first time after
         restart_backoff_s, then after twice as long each time.
+    draft_model: folder of a small model with the same tokenizer that guesses where nothing else does; None: none.
+    max_draft_tokens: most tokens guessed ahead of a decoding request and verified in one step (spec/); 0: none.
     stall_s: no step progressed for so long while there was work: not healthy, and waiters fail.
     """
 
@@ -56,6 +58,8 @@ class EngineConfig:
     restart_limit: int = 5
     restart_backoff_s: float = 0.5
     stall_s: float = 120.0
+    max_draft_tokens: int = 8
+    draft_model: str | Path | None = None
 
     def __post_init__(self) -> None:
         _require(str(self.model) != "", "model must name a folder or a hub id")
@@ -68,6 +72,7 @@ class EngineConfig:
         for name in ("num_blocks", "kv_cache_bytes", "max_model_len", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 or None")
+        _require(0 <= self.max_draft_tokens <= 64, "max_draft_tokens must be between 0 and 64")
         _require(self.restart_limit >= 0, "restart_limit must be at least 0")
         _require(self.restart_backoff_s >= 0, "restart_backoff_s must be at least 0")
         _require(self.stall_s > 0, "stall_s must be more than 0")

@@ -32,13 +32,26 @@ class TextStream:
         self._read = len(self._tokens)  # tokens before this one are in the text already
         self._held = ""
         self.stopped = False
+        self.num_tokens = 0
 
     def push(self, token_ids: Sequence[int], *, last: bool = False, drop_last_token: bool = False) -> str:
-        """New text that is safe to show. Afterwards `stopped` says whether a stop string was completed.
+        """New text that is safe to show. Afterwards `stopped` says whether a stop string was completed, and
+        `num_tokens` how many tokens of all were read: none behind the stop string.
 
         last: nothing follows, so give out everything.  drop_last_token: it is the end token, not text.
         """
-        if self._tokenizer is None or self.stopped:
+        if not self._stop:
+            return self._read_on(token_ids, last, drop_last_token)
+        text, count = "", len(token_ids)
+        for i, token in enumerate(token_ids, 1):
+            text += self._read_on([token], last and i == count, drop_last_token and i == count)
+        return text if token_ids else self._read_on([], last, False)
+
+    def _read_on(self, token_ids: Sequence[int], last: bool, drop_last_token: bool) -> str:
+        if self.stopped:
+            return ""
+        self.num_tokens += len(token_ids)
+        if self._tokenizer is None:
             return ""
         self._tokens += token_ids[: len(token_ids) - drop_last_token]
         return self._release(self._held + self._decode_new(last), last)

@@ -21,6 +21,7 @@ from app.engine.request import EngineError, FinishReason, Request, RequestOutput
 from app.engine.runner import ModelRunner, Sampled, resolve_threads
 from app.engine.schedule import Schedule, ScheduledRow
 from app.engine.scheduler import Scheduler
+from app.engine.spec.speculator import Speculator
 from app.engine.tokenizer import Tokenizer, has_tokenizer
 
 MAX_PINNED = 0.5  # of the pool
@@ -55,6 +56,7 @@ class LLMEngine:
         has_text = self.tokenizer is not None
         self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, has_text, config.max_num_seqs)
         self.grammars = Grammars(self.tokenizer, runner.spec.vocab_size, runner.spec.eos_token_ids)
+        self.speculator = Speculator(self.forecast.cost, config.max_draft_tokens, runner.draft_model)
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
         self._stats = EngineStats(total_blocks=self.pool.total, free_blocks=self.pool.total)
@@ -82,6 +84,7 @@ class LLMEngine:
         seed = request.sampling.seed
         seq = Sequence(request, self._seeds.getrandbits(63) if seed is None else seed, max_tokens, arrived)
         seq.lock, seq.grammar = self._quote_lock(request), grammar
+        self.speculator.start(seq, request)
         self._sequences[request.request_id] = seq
         self.scheduler.add(seq)
         self.forecast.arrived(seq)
@@ -109,6 +112,7 @@ class LLMEngine:
         """Schedule, run, postprocess. A step in which nothing can be scheduled returns no tokens."""
         began = time.perf_counter()
         outputs = [self._finish(seq, [], "deadline") for seq in self.scheduler.expired()]
+        self.speculator.propose(self.scheduler.running)
         schedule = self.scheduler.schedule()
         if not schedule.rows:
             self._count(schedule, 0, 0.0)
@@ -119,7 +123,7 @@ class LLMEngine:
         outputs += self._postprocess(schedule, sampled)
         seconds, ended = time.perf_counter() - began, sum(output.finish_reason is not None for output in outputs)
         self.forecast.stepped(shape, seconds, ended)
-        self._count(schedule, len(sampled.token_ids), seconds)
+        self._count(schedule, sum(len(output.token_ids) for output in outputs), seconds)
         return outputs
 
     def generate(
@@ -181,7 +185,7 @@ class LLMEngine:
         """Drop every block and pin computed from these sources and clear free memory; whoever reads them ends."""
         ended = [self._finish(seq, [], "forgotten") for seq in self.scheduler.users_of(source_ids)]
         self.pool.forget(source_ids)
-        self.runner.cache.clear(self.pool.free_ids())
+        self.runner.clear(self.pool.free_ids())
         self._pins_changed()
         return ended
 
@@ -202,35 +206,52 @@ class LLMEngine:
 
     def _run(self, schedule: Schedule) -> Sampled:
         with torch.inference_mode():
+            self.runner.clear(schedule.partial_blocks)
+            self.speculator.complete(schedule)
             return self.runner.run(schedule)
 
     def _postprocess(self, schedule: Schedule, sampled: Sampled) -> list[StepOutput]:
-        """Advance every row; those that caught up get their token and may be done."""
+        """Advance every row; those that caught up get their tokens and may be done."""
         outputs: list[StepOutput] = []
-        sampling_rows = itertools.count()
+        at = 0
         for row in schedule.rows:
-            samples = row.samples
-            self.scheduler.advance(row)
-            if samples:
-                outputs.append(self._append(row, sampled, next(sampling_rows)))
+            count = row.num_samples
+            if not count:
+                self.scheduler.advance(row)
+                continue
+            outputs.append(self._append(row, sampled, at, count))
+            at += count
         return outputs
 
-    def _append(self, row: ScheduledRow, sampled: Sampled, i: int) -> StepOutput:
-        seq, token = row.seq, sampled.token_ids[i]
+    def _append(self, row: ScheduledRow, sampled: Sampled, at: int, count: int) -> StepOutput:
+        """The tokens sampled at `count` positions from `at` on, as far as the draft that they stand behind holds."""
+        seq = row.seq
         if not seq.first_token:
             seq.first_token = time.perf_counter()
             self.forecast.started_output(seq)
+        tokens: list[int] = []
+        reason: FinishReason | None = None
+        for token, guess in zip(sampled.token_ids[at : at + count], [*row.draft, None], strict=True):
+            tokens.append(token)
+            reason = self._write(seq, token)
+            if reason is not None or token != guess:
+                break
+        self.speculator.judged(seq, row.draft, tokens)
+        self.scheduler.advance(row, refused=len(row.draft) - (len(tokens) - 1))
+        output = StepOutput(seq.request_id, tokens) if reason is None else self._finish(seq, tokens, reason)
+        if seq.sampling.logprobs is None:
+            return output
+        here = range(at, at + len(tokens))
+        top = [sampled.top_logprobs[i] for i in here] if seq.sampling.logprobs else None
+        return replace(output, logprobs=[sampled.logprobs[i] for i in here], top_logprobs=top)
+
+    def _write(self, seq: Sequence, token: int) -> FinishReason | None:
         seq.tokens.append(token)
         if seq.lock is not None:
             seq.lock.advance(token)
         if seq.grammar is not None:
             seq.grammar.advance(token)
-        reason = self._end_reason(seq, token)
-        output = StepOutput(seq.request_id, [token]) if reason is None else self._finish(seq, [token], reason)
-        if seq.sampling.logprobs is None:
-            return output
-        top = [sampled.top_logprobs[i]] if seq.sampling.logprobs else None
-        return replace(output, logprobs=[sampled.logprobs[i]], top_logprobs=top)
+        return self._end_reason(seq, token)
 
     def _end_reason(self, seq: Sequence, token: int) -> FinishReason | None:
         is_eos = not seq.sampling.ignore_eos and token in self.runner.spec.eos_token_ids
@@ -271,6 +292,8 @@ class LLMEngine:
             aborts=ended.get("abort", 0),
             expired=ended.get("deadline", 0),
             forgotten=ended.get("forgotten", 0),
+            draft_tokens=self.speculator.totals.drafted,
+            draft_tokens_accepted=self.speculator.totals.accepted,
         )
         self.forecast.refresh(scheduler)
 

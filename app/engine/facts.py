@@ -41,6 +41,8 @@ class EngineStats:
     aborts: int = 0
     expired: int = 0
     forgotten: int = 0
+    draft_tokens: int = 0
+    draft_tokens_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

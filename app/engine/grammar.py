@@ -26,6 +26,7 @@ GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 MAX_GRAMMAR_BYTES = 65_536
 MAX_COMPILED = 64  # the most recently used are kept
 _PARAM = "response_format"
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +120,42 @@ class GrammarState:
         self._vocab_size = vocab_size
         self._eos = eos_token_ids
         self._threads = threads
-        self._next: Future[npt.NDArray[np.bool_]] = threads.submit(self._mask)
+        self._next: Future[Mask] = threads.submit(self._mask)
+        self._ahead: Future[list[Mask]] | None = None
 
     def advance(self, token: int) -> None:
         self._next = self._threads.submit(self._consume, token)
 
-    def impossible(self) -> npt.NDArray[np.bool_]:
-        """[vocab], true for the tokens that must not come next."""
-        return self._next.result()
+    def look_ahead(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens could come next; the masks behind each are computed while the model runs."""
+        possible = self._threads.submit(self._possible, list(tokens)).result()
+        self._ahead = self._threads.submit(self._masks, list(tokens[:possible])) if possible else None
+        return possible
 
-    def _consume(self, token: int) -> npt.NDArray[np.bool_]:
+    def impossible(self, ahead: int = 0) -> list[Mask]:
+        """Each [vocab], true for the tokens that must not come next, and behind the first `ahead` looked at."""
+        found = [self._next.result()]
+        return found + (self._ahead.result()[:ahead] if ahead and self._ahead is not None else [])
+
+    def _possible(self, tokens: list[int]) -> int:
+        return int(self._matcher.validate_tokens(tokens))
+
+    def _masks(self, tokens: list[int]) -> list[Mask]:
+        masks = []
+        for done, token in enumerate(tokens, 1):
+            self._matcher.consume_token(token)
+            masks.append(self._mask())
+            if self._matcher.is_stopped():
+                masks += [masks[-1]] * (len(tokens) - done)
+                break
+        self._matcher.rollback(done)
+        return masks
+
+    def _consume(self, token: int) -> Mask:
         self._matcher.consume_token(token)
         return self._mask()
 
-    def _mask(self) -> npt.NDArray[np.bool_]:
+    def _mask(self) -> Mask:
         """At the end of the grammar, or where it failed, only the end tokens are left."""
         if not self._matcher.is_stopped() and not self._matcher.is_error():
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

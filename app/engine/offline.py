@@ -1,7 +1,8 @@
 """What LLMEngine.generate() collects of one request."""
 
+from app.engine.delta import EngineDelta, delta
 from app.engine.detokenizer import text_stream
-from app.engine.request import Alternatives, FinishReason, Request, RequestOutput, StepOutput
+from app.engine.request import Alternatives, Request, RequestOutput, StepOutput
 from app.engine.tokenizer import Tokenizer
 
 
@@ -12,25 +13,25 @@ class Collected:
         self.logprobs: list[float] | None = None if wants is None else []
         self.top_logprobs: list[Alternatives] | None = [] if wants else None
         self.text = ""
-        self.end: StepOutput | None = None
+        self.end: EngineDelta | None = None
         self._request_id = request.request_id
         self._stream = text_stream(tokenizer, request)
 
     def add(self, output: StepOutput) -> bool:
         """Whether a stop string is complete."""
-        self.tokens += output.token_ids
+        found = delta(output, self._stream)
+        self.tokens += found.token_ids
         if self.logprobs is not None:
-            self.logprobs += output.logprobs or []
+            self.logprobs += found.logprobs or []
         if self.top_logprobs is not None:
-            self.top_logprobs += output.top_logprobs or []
-        last, stop = output.finish_reason is not None, output.finish_reason == "stop"
-        self.text += self._stream.push(output.token_ids, last=last, drop_last_token=stop)
-        self.end = output if last else self.end
+            self.top_logprobs += found.top_logprobs or []
+        self.text += found.text
+        self.end = found if found.finish_reason is not None else self.end
         return self._stream.stopped
 
     def output(self) -> RequestOutput:
         assert self.end is not None and self.end.finish_reason is not None and self.end.metrics is not None
-        reason: FinishReason = "stop" if self._stream.stopped else self.end.finish_reason
         return RequestOutput(
-            self._request_id, self.tokens, self.text, reason, self.logprobs, self.end.metrics, self.top_logprobs
-        )
+            self._request_id, self.tokens, self.text, self.end.finish_reason, self.logprobs, self.end.metrics,
+            self.top_logprobs,
+        )  # fmt: skip

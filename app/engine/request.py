@@ -10,6 +10,8 @@ from app.engine.config import SamplingParams
 from app.engine.grammar import Grammar, GrammarState
 from app.engine.prefix import Label, LabelChain
 from app.engine.quote_lock import QuoteLock
+from app.engine.spec.counts import SpeculationCounts
+from app.engine.spec.drafts import Draft, Drafter
 
 # deadline: it could not start in time.  forgotten: one of its sources was forgotten meanwhile.
 FinishReason = Literal["stop", "length", "abort", "deadline", "forgotten"]
@@ -42,6 +44,7 @@ class Request:
     max_queue_seconds: not started by then, it ends with finish_reason "deadline"; None waits as long as it takes.
     quote_sources: numbered passages, the first is [1]; where given, quotes and citation numbers in the output are
     constrained to what they say (quote_lock.py).
+    draft_token_ids: an earlier answer that this one may well repeat: verified token by token, never trusted (spec/).
     grammar: what the whole output must look like (grammar.py).
     continues_text: the output goes on where the prompt's text ends, without a chat template in between.
     """
@@ -54,6 +57,7 @@ class Request:
     quote_sources: tuple[str, ...] = ()
     grammar: Grammar | None = None
     continues_text: bool = False
+    draft_token_ids: tuple[int, ...] = ()
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -62,7 +66,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """Where a request's time went, in milliseconds, and its tokens. ttft_ms is queue plus prefill."""
+    """Where a request's time went, in milliseconds, and its tokens. ttft_ms is queue plus prefill.
+
+    speculation: what drafts brought, None where none was tried.
+    """
 
     queue_ms: float
     prefill_ms: float
@@ -72,6 +79,7 @@ class RequestMetrics:
     num_cached_tokens: int
     num_output_tokens: int
     num_preemptions: int = 0
+    speculation: SpeculationCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +130,11 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrived", "block_ids", "blocks", "first_token", "grammar", "keys", "labels", "lock", "max_queue_seconds",
-        "max_tokens", "num_cached", "num_computed", "num_preemptions", "num_prompt_tokens", "overtaken", "pending",
-        "planned", "predicted_ttft", "priority", "rank", "request_id", "resident", "sampling", "seed", "sources",
-        "started", "tokens", "waits_for",
+        "arrived", "block_ids", "blocks", "draft", "draft_computed", "draft_locks", "draft_of", "drafter",
+        "first_token", "grammar", "keys", "labels", "lock", "max_queue_seconds", "max_tokens", "num_cached",
+        "num_computed", "num_preemptions",
+        "num_prompt_tokens", "overtaken", "pending", "planned", "predicted_ttft", "priority", "rank", "request_id",
+        "resident", "sampling", "seed", "sources", "speculation", "started", "tokens", "waits_for",
     )  # fmt: skip
 
     def __init__(self, request: Request, seed: int, max_tokens: int, arrived: float | None = None) -> None:
@@ -157,6 +166,12 @@ class Sequence:
         self.first_token = 0.0
         self.predicted_ttft = 0.0  # these two are the forecaster's
         self.planned: list[bytes] = []
+        self.drafter: Drafter | None = None  # these six are the speculator's
+        self.draft_computed = 0  # tokens that the draft model has computed
+        self.draft: list[int] = []  # to be tried in the next step
+        self.draft_of: Draft | None = None
+        self.draft_locks: list[QuoteLock] = []  # the lock after each token of the draft
+        self.speculation = SpeculationCounts()
 
     @property
     def num_output_tokens(self) -> int:
@@ -180,4 +195,5 @@ class Sequence:
             num_cached_tokens=self.num_cached,
             num_output_tokens=self.num_output_tokens,
             num_preemptions=self.num_preemptions,
+            speculation=self.speculation if self.speculation.steps else None,
         )

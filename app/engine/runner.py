@@ -18,6 +18,7 @@ from app.engine.request import Alternatives, Sequence
 from app.engine.sampler import SampledTokens, sample
 from app.engine.sampling_batch import SamplingBatches
 from app.engine.schedule import Schedule
+from app.engine.spec.model import DraftModel
 
 DEFAULT_KV_BYTES = 512 * 1024**2
 _OPTIONAL_FILES = (
@@ -28,7 +29,7 @@ _OPTIONAL_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Tokens of the rows that sampled, in row order; by the index of a row among them, what it asked for besides."""
+    """Tokens in the order of ForwardBatch.last; by the index of a token among them, what was asked for besides."""
 
     token_ids: list[int]
     logprobs: dict[int, float] = field(default_factory=dict)
@@ -93,14 +94,28 @@ class ModelRunner:
         self.spec = read_spec(folder)
         self.dtype = resolve_dtype(config.dtype)
         self.block_size = config.block_size
-        self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype)
+        draft = resolve_folder(config.draft_model) if config.draft_model and config.max_draft_tokens else None
+        self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype, draft)
         dummy = config.load_format == "dummy"
         load = dummy_weights(self.spec, self.dtype, config.seed) if dummy else None
         weights = load or load_weights(folder, self.spec, self.dtype)
         self.decoder = Decoder(self.spec, weights, self.max_model_len)
         self.cache = KVCache.allocate(self.spec, self.num_blocks, config.block_size, self.dtype)
+        self.draft_model = self._draft_model(draft) if draft is not None else None
         self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
         self._windows = set(self.spec.windows)
+
+    def _draft_model(self, folder: Path) -> DraftModel:
+        return DraftModel(
+            folder, self.spec, self.dtype,
+            num_blocks=self.num_blocks, block_size=self.block_size, longest=self.max_model_len,
+        )  # fmt: skip
+
+    def clear(self, block_ids: list[int]) -> None:
+        """Zero these pages, in both models' caches."""
+        self.cache.clear(block_ids)
+        if self.draft_model is not None:
+            self.draft_model.cache.clear(block_ids)
 
     def run(self, schedule: Schedule) -> Sampled:
         batch = build_batch(
@@ -109,35 +124,42 @@ class ModelRunner:
             num_kv_heads=self.spec.num_kv_heads,
             windows=self._windows,
         )
-        self.cache.clear(schedule.partial_blocks)
+        if self.draft_model is not None:
+            self.draft_model.read(schedule)
         logits = self.decoder.forward(batch, self.cache)
-        seqs = [row.seq for row in schedule.rows if row.samples]
-        if not seqs:
+        rows = [row for row in schedule.rows if row.samples]
+        if not rows:
             return Sampled([])
-        request = self.sampling.batch(seqs)
-        return _sampled(sample(logits, request), request.with_logprobs.tolist(), seqs)
+        request = self.sampling.batch([row.seq for row in rows], [row.draft for row in rows])
+        wanted = [row.seq.sampling.logprobs or 0 for row in rows for _ in range(row.num_samples)]
+        return _sampled(sample(logits, request), request.with_logprobs.tolist(), wanted)
 
     def discard(self, seq: Sequence) -> None:
         """The sequence has ended."""
         self.sampling.discard(seq)
 
 
-def _sampled(found: SampledTokens, rows: list[int], seqs: list[Sequence]) -> Sampled:
+def _sampled(found: SampledTokens, rows: list[int], num_top: list[int]) -> Sampled:
     sampled = Sampled(found.tokens.tolist())
     if not rows:
         return sampled
     sampled.logprobs.update(zip(rows, found.logprobs.tolist(), strict=True))
     for i, ids, values in zip(rows, found.top_ids.tolist(), found.top_logprobs.tolist(), strict=True):
-        count = seqs[i].sampling.logprobs or 0
-        sampled.top_logprobs[i] = list(zip(ids[:count], values[:count], strict=True))
+        sampled.top_logprobs[i] = list(zip(ids[: num_top[i]], values[: num_top[i]], strict=True))
     return sampled
 
 
-def pool_shape(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype) -> tuple[int, int]:
-    """Number of KV blocks, and the longest request (prompt and output) that they and the model can hold."""
+def pool_shape(
+    config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, draft: Path | None = None
+) -> tuple[int, int]:
+    """Number of KV blocks, and the longest request (prompt and output) that they and the model can hold.
+
+    A draft model's pages are in the same blocks and count.
+    """
     longest = min(config.max_model_len or spec.max_position, spec.max_position)
     useful = config.max_num_seqs * -(-longest // config.block_size)
-    per_block = spec.kv_bytes_per_token(dtype) * config.block_size
+    specs = [spec] if draft is None else [spec, read_spec(draft)]
+    per_block = sum(one.kv_bytes_per_token(dtype) for one in specs) * config.block_size
     budget = config.kv_cache_bytes or DEFAULT_KV_BYTES
     num_blocks = config.num_blocks or min(useful, budget // per_block)
     if num_blocks < 1:

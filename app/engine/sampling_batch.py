@@ -7,12 +7,19 @@ for penalties and the end tokens still banned by min_tokens differ.
 from collections.abc import Sequence as Seq
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from app.engine.positions import Positions
 from app.engine.quote_lock import QuoteLock
 from app.engine.request import Sequence
 from app.engine.sampler import Pairs, Penalties, SamplingBatch, uniform
+
+Owners = npt.NDArray[np.int64]
+Steps = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+State = tuple[QuoteLock | None, Mask | None]
 
 
 class SamplingBatches:
@@ -27,18 +34,25 @@ class SamplingBatches:
         self._seeds = np.zeros(0, dtype=np.uint64)
         self._min_tokens = np.zeros(0, dtype=np.uint64)
 
-    def batch(self, seqs: list[Sequence]) -> SamplingBatch:
-        """For these sequences, in this order, at their next output position."""
+    def batch(self, seqs: list[Sequence], drafts: Seq[list[int]] = ()) -> SamplingBatch:
+        """For these sequences, in this order, at their next output position and at those behind each draft token."""
         if self._batch is None or seqs != self._rows:
             self._rebuild(seqs)
-        batch = self._batch
-        assert batch is not None
+        assert self._batch is not None
         steps = np.array([seq.num_output_tokens for seq in seqs], dtype=np.uint64)
-        batch.uniform = torch.from_numpy(uniform(self._seeds, steps))
-        batch.banned = self._banned(steps)
-        batch.locked = self._locked(seqs)
-        if batch.penalties is not None:
-            self._tokens.refresh(batch.penalties, seqs)
+        if self._batch.penalties is not None:
+            self._tokens.refresh(self._batch.penalties, seqs)
+        if not any(drafts):
+            return self._here(self._batch, np.arange(len(seqs)), steps, _locks(seqs))
+        positions = Positions(drafts)
+        batch, owners = positions.batch(self._batch), positions.owners
+        return self._here(batch, owners, steps[owners] + positions.places, _locks(seqs, drafts))
+
+    def _here(self, batch: SamplingBatch, owners: Owners, steps: Steps, locks: list[State]) -> SamplingBatch:
+        """With what changes from position to position. owners: the row of each; steps: its output position."""
+        batch.uniform = torch.from_numpy(uniform(self._seeds[owners], steps))
+        batch.banned = self._banned(owners, steps)
+        batch.locked = self._locked(locks)
         return batch
 
     def discard(self, seq: Sequence) -> None:
@@ -80,23 +94,23 @@ class SamplingBatches:
             repetition=torch.tensor([[p.repetition_penalty] for p in params]),
         )
 
-    def _locked(self, seqs: list[Sequence]) -> Pairs | None:
-        """Rows with a quote lock or a grammar that is not indifferent now. The loop is over these alone: each is an
-        automaton; a grammar's mask was computed while the model ran."""
+    def _locked(self, states: list[State]) -> Pairs | None:
+        """Positions with a quote lock or a grammar that is not indifferent there. The loop is over these alone: each
+        is an automaton; a grammar's mask was computed while the model ran."""
         rows, masks = [], []
-        for i, seq in enumerate(seqs):
-            mask = self._impossible(seq)
+        for i, (lock, grammar) in enumerate(states):
+            mask = self._impossible(lock, grammar) if lock is not None or grammar is not None else None
             if mask is not None:
                 rows.append(i)
                 masks.append(mask)
         return (torch.tensor(rows), torch.stack(masks)) if rows else None
 
-    def _impossible(self, seq: Sequence) -> Tensor | None:
+    def _impossible(self, lock: QuoteLock | None, grammar: Mask | None) -> Tensor | None:
         """Where lock and grammar leave nothing together, the grammar's end is still an end."""
-        locked = self._outside_quotes(seq.lock) if seq.lock is not None else None
-        if seq.grammar is None:
+        locked = self._outside_quotes(lock) if lock is not None else None
+        if grammar is None:
             return locked
-        by_grammar = torch.from_numpy(seq.grammar.impossible())
+        by_grammar = torch.from_numpy(grammar)
         both = by_grammar if locked is None else by_grammar | locked
         return by_grammar if bool(both.all()) else both
 
@@ -108,11 +122,23 @@ class SamplingBatches:
         mask[forbidden if allowed is None else allowed] = allowed is None
         return mask
 
-    def _banned(self, steps: "np.ndarray[tuple[int], np.dtype[np.uint64]]") -> Pairs | None:
-        """End tokens of the rows that have not reached their min_tokens."""
-        early = np.flatnonzero(steps < self._min_tokens).tolist()
-        pairs = [(i, end) for i in early for end in {*self._rows[i].sampling.stop_token_ids, *self._eos}]
+    def _banned(self, owners: Owners, steps: Steps) -> Pairs | None:
+        """End tokens where a row has not reached its min_tokens."""
+        early = np.flatnonzero(steps < self._min_tokens[owners]).tolist()
+        ends = {int(row): {*self._rows[row].sampling.stop_token_ids, *self._eos} for row in owners[early]}
+        pairs = [(i, end) for i in early for end in ends[int(owners[i])]]
         return _pairs(pairs) if pairs else None
+
+
+def _locks(seqs: list[Sequence], drafts: Seq[list[int]] = ()) -> list[State]:
+    """Quote lock and grammar mask at every position."""
+    states: list[State] = []
+    for seq, draft in zip(seqs, drafts or [[]] * len(seqs), strict=True):
+        count = 1 + len(draft)
+        locks = [seq.lock, *seq.draft_locks][:count] if seq.lock is not None else [None] * count
+        masks = seq.grammar.impossible(len(draft)) if seq.grammar is not None else [None] * count
+        states += zip(locks, masks, strict=True)
+    return states
 
 
 class _TokenCounts:

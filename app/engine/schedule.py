@@ -9,20 +9,33 @@ from app.engine.request import Sequence
 
 @dataclass(slots=True)
 class ScheduledRow:
-    """tokens[start : start + num_tokens] of a sequence are computed in this step; `samples` when it catches up."""
+    """tokens[start :] of a sequence and then `draft`, num_tokens in all, are computed in this step.
+
+    It `samples` when it catches up: one token behind its last one and one behind each of its draft.
+    """
 
     seq: Sequence
     start: int
     num_tokens: int
+    draft: list[int] = field(default_factory=list)
 
     @property
     def samples(self) -> bool:
-        return self.start + self.num_tokens == len(self.seq.tokens)
+        return self.start + self.num_tokens >= len(self.seq.tokens)
+
+    @property
+    def num_samples(self) -> int:
+        return min(self.num_tokens, 1 + len(self.draft)) if self.samples else 0
+
+    @property
+    def decodes(self) -> bool:
+        """One token of its own, whatever is tried behind it."""
+        return self.num_tokens - len(self.draft) == 1
 
 
 @dataclass(slots=True)
 class Schedule:
-    """One step. Rows with a single token come first. shared_blocks: leading blocks of a row that groups cover.
+    """One step. Rows that decode come first. shared_blocks: leading blocks of a row that groups cover.
 
     partial_blocks: newly allocated ones that this step does not fill; a runner must clear what is in them.
     """
@@ -37,7 +50,8 @@ class Schedule:
         return sum(row.num_tokens for row in self.rows)
 
     def shape(self) -> StepShape:
-        decodes = [row.start for row in self.rows if row.num_tokens == 1]
-        chunks = [row for row in self.rows if row.num_tokens > 1]
-        depth = sum(row.num_tokens * (row.start + row.num_tokens // 2) for row in chunks)
-        return StepShape(sum(row.num_tokens for row in chunks), len(decodes), sum(decodes), depth)
+        """Draft tokens cost what tokens of a chunk cost."""
+        decodes = [row.start for row in self.rows if row.decodes]
+        chunks = [(len(row.draft) if row.decodes else row.num_tokens, row.start) for row in self.rows]
+        depth = sum(count * (start + count // 2) for count, start in chunks)
+        return StepShape(sum(count for count, _ in chunks), len(decodes), sum(decodes), depth)

@@ -65,14 +65,17 @@ class Scheduler:
         rows: list[ScheduledRow] = []
         if not self._schedule_running(rows) and self.waiting:
             self._admit(rows)
-        rows.sort(key=lambda row: row.num_tokens > 1)
+        rows.sort(key=lambda row: not row.decodes)
         groups, shared = self._prefix_groups(rows)
         return Schedule(rows, groups, shared, self._partial_blocks(rows))
 
-    def advance(self, row: ScheduledRow) -> None:
-        """The row's keys and values are written: its newly full blocks become findable."""
+    def advance(self, row: ScheduledRow, refused: int = 0) -> None:
+        """The row's keys and values are written, and what held of its draft is appended: full blocks become findable.
+
+        refused: how many tokens of its draft did not hold; their slots will be written again.
+        """
         seq = row.seq
-        seq.num_computed = row.start + row.num_tokens
+        seq.num_computed = row.start + row.num_tokens - refused
         if self.hasher is None:
             return
         first, last = row.start // self.block_size, seq.num_computed // self.block_size
@@ -109,10 +112,20 @@ class Scheduler:
             while seq not in gone and num_tokens and not self._grow(seq, seq.num_computed + num_tokens):
                 gone.add(self._preempt_last())
             if num_tokens and seq not in gone:
-                rows.append(ScheduledRow(seq, seq.num_computed, num_tokens))
-                budget -= num_tokens
+                row = ScheduledRow(seq, seq.num_computed, num_tokens)
+                self._add_draft(row, budget - num_tokens)
+                rows.append(row)
+                budget -= row.num_tokens
         rows[:] = [row for row in rows if row.seq not in gone]
         return bool(gone)
+
+    def _add_draft(self, row: ScheduledRow, budget: int) -> None:
+        """As much of the draft as budget and free blocks allow; nobody is preempted for a guess."""
+        draft, row.seq.draft = row.seq.draft[: max(0, budget)], []
+        spare = self.pool.available > self._watermark + len(self.running)
+        if draft and row.samples and spare and self._grow(row.seq, row.start + row.num_tokens + len(draft)):
+            row.draft = draft
+            row.num_tokens += len(draft)
 
     def _chunk(self, due: int, budget: int) -> int:
         is_long = due > LONG_PROMPT * self.max_num_batched_tokens
@@ -233,7 +246,7 @@ class Scheduler:
 
     def _release(self, seq: Sequence) -> None:
         self.pool.release(seq.blocks)
-        seq.blocks, seq.block_ids, seq.num_computed = [], [], 0
+        seq.blocks, seq.block_ids, seq.num_computed, seq.draft = [], [], 0, []
         for key in seq.pending:
             if self._computing.get(key) is seq:
                 del self._computing[key]

@@ -12,8 +12,17 @@ TOOLS = "tools"
 TOP_K = "top_k"
 RESPONSE_FORMAT = "response_format"
 CHOICES = "n"
+PREDICTION = "prediction"
 OPENAI_FIELDS = frozenset(
-    {"logprobs", "top_logprobs", "presence_penalty", "frequency_penalty", "logit_bias", "parallel_tool_calls"}
+    {
+        "logprobs",
+        "top_logprobs",
+        "prediction",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "parallel_tool_calls",
+    }
 )
 TOOL_FIELDS = frozenset({TOOLS, "tool_choice", "parallel_tool_calls"})
 

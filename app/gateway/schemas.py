@@ -67,11 +67,14 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens. `cached_tokens` are those of the prompt that were not computed again."""
+    """Tokens. `cached_tokens` are those of the prompt that were not computed again; draft tokens were guessed ahead,
+    and the accepted ones are among `completion_tokens`."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    rejected_draft_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,13 @@ class StreamOptions(Struct):
     include_usage: bool = False
 
 
+class Prediction(Struct):
+    """A text that the answer may well repeat (OpenAI's predicted outputs): verified, never trusted."""
+
+    type: Literal["content"]
+    content: str | list[Json]
+
+
 class UpstreamFields(Struct, omit_defaults=True):
     """What is passed to an upstream as it came, where it takes it (Provider.takes); else it is refused.
 
@@ -89,6 +96,7 @@ class UpstreamFields(Struct, omit_defaults=True):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -232,6 +240,10 @@ def usage_object(usage: Usage) -> Json:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted_draft_tokens,
+            "rejected_prediction_tokens": usage.rejected_draft_tokens,
+        },
     }
 
 

@@ -126,6 +126,18 @@ async def test_log_probabilities_are_those_of_the_text(local: Site) -> None:
     assert [entry["token"] for entry in parts] == [entry["token"] for entry in content]
 
 
+async def test_a_predicted_answer_is_verified_token_by_token(local: Site) -> None:
+    request = {"messages": [{"role": "user", "content": "x"}], "temperature": 0, "max_tokens": 24, "ignore_eos": True}
+    plain = (await post(local, "/v1/chat/completions", **request)).json()
+    said = plain["choices"][0]["message"]["content"]
+    for content in (said, said[:8] + "something else"):
+        predicted = {"type": "content", "content": content}
+        body = (await post(local, "/v1/chat/completions", **request, prediction=predicted)).json()
+        assert body["choices"][0]["message"]["content"] == said
+        details = body["usage"]["completion_tokens_details"]
+        assert details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"] > 0
+
+
 async def test_several_choices_share_one_prompt(local: Site) -> None:
     request = {"messages": [{"role": "user", "content": "x"}], "temperature": 1.2, "max_tokens": 8, "ignore_eos": True}
     body = (await post(local, "/v1/chat/completions", **request, seed=7, n=3)).json()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.config import EngineSettings
 from app.errors import UpstreamError
-from app.gateway.capabilities import CHOICES, COMPLETION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
+from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.providers.base import TransientError
 from app.gateway.schemas import ChatRequest, Delta, Message
 
@@ -22,8 +22,8 @@ DRAIN_SECONDS = 5.0
 # Tokenizing more characters than this takes long enough to be worth a thread.
 INLINE_CHARACTERS = 20_000
 _TAKES = frozenset(
-    {COMPLETION, TOP_K, RESPONSE_FORMAT, CHOICES, "logprobs", "top_logprobs", "logit_bias", "min_p", "min_tokens",
-     "ignore_eos", "stop_token_ids", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+    {COMPLETION, TOP_K, RESPONSE_FORMAT, CHOICES, PREDICTION, "logprobs", "top_logprobs", "logit_bias", "min_p",
+     "min_tokens", "ignore_eos", "stop_token_ids", "presence_penalty", "frequency_penalty", "repetition_penalty"}
 )  # fmt: skip
 
 
@@ -61,6 +61,8 @@ class LocalProvider:
             max_model_len=s.max_model_len or None,
             kv_cache_bytes=s.kv_cache_bytes,
             threads=s.threads or None,
+            max_draft_tokens=s.max_draft_tokens,
+            draft_model=s.draft_model or None,
         )
         self._engine = AsyncEngine(config)
         await self._engine.start()

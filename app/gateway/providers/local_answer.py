@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from app.engine import EngineDelta, EngineError, Tokenizer
+from app.engine import EngineDelta, EngineError, RequestMetrics, Tokenizer
 from app.errors import Conflict, RateLimited
 from app.gateway.providers.base import TransientError
 from app.gateway.providers.tool_calls import ToolCallParser
@@ -41,7 +41,7 @@ class Answer:
         return Delta(
             text=text,
             finish_reason=self._finish_reason(delta.finish_reason),
-            usage=Usage(metrics.num_prompt_tokens, metrics.num_output_tokens, metrics.num_cached_tokens),
+            usage=_usage(metrics),
             timings_ms={"queue": metrics.queue_ms, "prefill": metrics.prefill_ms, "decode": metrics.decode_ms},
             tool_calls=calls or None,
             logprobs=logprobs,
@@ -70,6 +70,13 @@ class Answer:
     def _named(self, token: int, logprob: float) -> Json:
         data = self._tokenizer.bytes_of(token) or b""
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def _usage(metrics: RequestMetrics) -> Usage:
+    drafts = metrics.speculation
+    accepted, tried = (drafts.accepted, drafts.drafted) if drafts is not None else (0, 0)
+    tokens = metrics.num_prompt_tokens, metrics.num_output_tokens, metrics.num_cached_tokens
+    return Usage(*tokens, accepted, tried - accepted)
 
 
 async def one(deltas: AsyncGenerator[EngineDelta, None], answer: Answer) -> AsyncGenerator[Delta, None]:
@@ -120,6 +127,8 @@ def _sum(one: Usage, other: Usage) -> Usage:
         other.prompt_tokens,
         one.completion_tokens + other.completion_tokens,
         min(one.cached_tokens, other.cached_tokens) if one.prompt_tokens else other.cached_tokens,
+        one.accepted_draft_tokens + other.accepted_draft_tokens,
+        one.rejected_draft_tokens + other.rejected_draft_tokens,
     )
 
 

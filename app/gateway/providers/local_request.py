@@ -8,7 +8,7 @@ from typing import Any
 
 from app.engine import Grammar, Request, SamplingParams, Tokenizer, TokenSegment
 from app.errors import InvalidRequest
-from app.gateway.capabilities import RESPONSE_FORMAT, TOOLS
+from app.gateway.capabilities import PREDICTION, RESPONSE_FORMAT, TOOLS
 from app.gateway.providers.tool_calls import ToolCallParser, ToolFormat, for_template, forced, grammar, tool_format
 from app.gateway.schemas import ChatRequest, Message
 
@@ -40,7 +40,13 @@ class RequestBuilder:
             quote_sources=request.quote_sources,
             grammar=self._grammar(request.upstream_only),
             continues_text=request.raw,
+            draft_token_ids=self._predicted(request.upstream_only.get(PREDICTION)),
         )
+
+    def _predicted(self, prediction: dict[str, Any] | None) -> tuple[int, ...]:
+        content = prediction["content"] if prediction else ""
+        text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
+        return tuple(self._tokenizer.encode(text)) if text else ()
 
     def parser(self, request: ChatRequest) -> ToolCallParser | None:
         """For each choice one; None where no tools are offered."""
