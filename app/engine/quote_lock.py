@@ -61,6 +61,11 @@ def _word_starts(form: bytes) -> list[int]:
     return [at for at in starts if form[at] > 32 and form[at] != QUOTE]
 
 
+def _is_whole(source: bytes, end: int) -> bool:
+    """No character of UTF-8 is cut at this place."""
+    return end == len(source) or source[end] & 0xC0 != 0x80
+
+
 class QuoteLock:
     """The automaton of one output: ask what is allowed next, tell it what was taken."""
 
@@ -180,7 +185,7 @@ class QuoteLock:
             for length in range(min(vocabulary.longest, len(source) - at) + 1):
                 piece = source[at : at + length]
                 found.update(dict.fromkeys(vocabulary.ids.get(piece, ())))
-                if length or (self._begun and self._since_mark is None):
+                if (length or (self._begun and self._since_mark is None)) and _is_whole(source, at + length):
                     found.update(dict.fromkeys(vocabulary.closing.get(piece, ())))
         return list(found)
 

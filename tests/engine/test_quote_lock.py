@@ -191,3 +191,14 @@ def test_the_engine_writes_only_quotes_that_exist(demo_engine: LLMEngine) -> Non
 def _only_quotes(tokenizer: Tokenizer) -> dict[int, float]:
     """Opening a quote at once is likely, so that the test is about what follows."""
     return {tokenizer.encode('"')[0]: 45.0}
+
+
+def test_a_quote_never_ends_inside_a_character() -> None:
+    locked = QuoteLock(VOCABULARY, QuoteSources(["Supply – Parts"]))
+    write(locked, '[1] "Supply ')
+    assert '"' in allowed_text(locked)
+    for byte in "–".encode()[:2]:
+        locked.advance(byte)
+        assert '"' not in allowed_text(locked)
+    locked.advance("–".encode()[2])
+    assert '"' in allowed_text(locked)
