@@ -15,7 +15,7 @@ import os
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from app.engine.scheduler import Scheduler
 ESTIMATED_COST = {"step": 7.0, "prefill_token": 0.035, "decode_row": 0.01, "thousand_keys": 0.03}
 BLOCK = 16
 TTFT_GOAL = 2.0
+GOODPUT = f"goodput (TTFT under {TTFT_GOAL:g} s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Fleet:
     question_tokens: int = 64
     tenants_per_engine: int = 20
     matters_per_tenant: int = 5
+    common_tokens: int = 0  # of a matter's, text that every matter has: a statute, a standard form
+    labelled: bool = True
 
 
 @dataclass(slots=True)
@@ -73,7 +76,7 @@ class Engine:
         self.forecast = Forecaster(self.pool, hasher, block_size=BLOCK, clock=lambda: self.now)
         self.scheduler = Scheduler(
             self.pool, hasher, max_num_batched_tokens=fleet.budget, max_num_seqs=fleet.seats, block_size=BLOCK,
-            clock=lambda: self.now, cost=self.forecast.cost,
+            clock=lambda: self.now,
         )  # fmt: skip
         self.measured = Measured()
         self._arrivals: list[tuple[float, int]] = []
@@ -98,8 +101,10 @@ class Engine:
             arrived, user = heapq.heappop(self._arrivals)
             tenant = user % self.fleet.tenants_per_engine
             matter = self.rng.randrange(self.fleet.matters_per_tenant)
-            label = frozenset({f"tenant-{tenant}", f"matter-{tenant}-{matter}"})
-            documents = TokenSegment([2 + tenant * 100 + matter] * self.fleet.matter_tokens, label)
+            label = frozenset({f"tenant-{tenant}", f"matter-{tenant}-{matter}"} if self.fleet.labelled else ())
+            common = self.fleet.common_tokens
+            own = [2 + tenant * 100 + matter] * (self.fleet.matter_tokens - common)
+            documents = TokenSegment([0] * common + own, label)
             question = [self.rng.randrange(1 << 30) for _ in range(self.fleet.question_tokens)]
             segments = (self._policy, documents, TokenSegment(question, label))
             max_tokens = self.rng.randint(50, 500)
@@ -107,8 +112,7 @@ class Engine:
             self._user[seq] = user
             self.scheduler.add(seq)
             self.forecast.arrived(seq)
-            median, high = (self.forecast.residuals.quantile(q) for q in (0.5, 0.9))
-            self._predictions[seq] = seq.predicted_ttft * median, seq.predicted_ttft * high
+            self._predictions[seq] = self.forecast.corrected(seq.predicted_ttft, 0.9)
 
     def _step(self) -> None:
         schedule = self.scheduler.schedule()
@@ -122,7 +126,8 @@ class Engine:
             if samples:
                 ended += self._sampled(row.seq)
         self.measured.steps += 1
-        self.forecast.stepped(shape, seconds, ended)
+        self.forecast.stepped(shape, seconds, ended, shape.decode_rows)
+        self.scheduler.took(schedule, seconds)
         self.forecast.refresh(self.scheduler)
 
     def _seconds(self, shape: StepShape) -> float:
@@ -176,7 +181,7 @@ def report(fleet: Fleet, results: list[Measured]) -> dict[str, object]:
         "output_tokens_per_s": round(sum(one.output_tokens for one in results) / fleet.seconds),
         "ttft_p50_s": round(ttft[len(ttft) // 2], 3),
         "ttft_p95_s": round(ttft[int(len(ttft) * 0.95)], 3),
-        f"goodput (TTFT under {TTFT_GOAL} s)": round(sum(t <= TTFT_GOAL for t in ttft) / len(ttft), 4),
+        GOODPUT: round(sum(t <= TTFT_GOAL for t in ttft) / len(ttft), 4),
         "prefix_hit_share": round(sum(o.hit_tokens for o in results) / sum(o.prompt_tokens for o in results), 4),
         "preemptions": sum(one.preemptions for one in results),
         "steps": sum(one.steps for one in results),
@@ -185,22 +190,32 @@ def report(fleet: Fleet, results: list[Measured]) -> dict[str, object]:
     }
 
 
-def plot(path: Path, fleet: Fleet, results: list[Measured]) -> None:
-    """TTFT of every request over time, and the share below each TTFT."""
+def plot(path: Path, fleet: Fleet, cost: dict[str, float], results: list[Measured], jobs: int) -> None:
+    """TTFT of the requests over time, the share below each TTFT, and the same two figures by users per engine."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     points = [point for one in results for point in one.ttft]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
-    left.scatter(*zip(*points[:: max(1, len(points) // 20_000)], strict=True), s=2, alpha=0.4)
-    left.set(xlabel="arrival (s)", ylabel="TTFT (s)", title=f"{fleet.users} users, {fleet.engines} engines")
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4))
+    left.scatter(*zip(*points[:: max(1, len(points) // 10_000)], strict=True), s=2, alpha=0.3)
+    left.set(xlabel="arrival (s)", ylabel="TTFT (s)", title=f"{fleet.users:,} users, {fleet.engines} engines")
     ranked = sorted(seconds for _, seconds in points)
-    right.plot(ranked, [(i + 1) / len(ranked) for i in range(len(ranked))])
-    right.set(xlabel="TTFT (s)", ylabel="share of requests below", xscale="log", title="goodput by TTFT goal")
+    middle.plot(ranked, [(i + 1) / len(ranked) for i in range(len(ranked))])
+    middle.set(xlabel="TTFT goal (s)", ylabel="goodput: share within the goal", xscale="log", title="the same run")
+    users = [users * fleet.users // fleet.engines // 4 for users in range(1, 9)]
+    curve = [report(one := replace(fleet, users=n, engines=1), simulate(one, cost, jobs)) for n in users]
+    right.plot(users, [found["ttft_p50_s"] for found in curve], label="TTFT p50")
+    right.plot(users, [found["ttft_p95_s"] for found in curve], label="TTFT p95")
+    right.set(xlabel="users of one engine", ylabel="s", yscale="log", title=f"load, goodput at {TTFT_GOAL:g} s")
+    goodput = right.twinx()
+    goodput.plot(users, [found[GOODPUT] for found in curve], "k--", label="goodput")
+    goodput.set(ylabel="goodput", ylim=(0, 1.05))
+    lines = [*right.get_lines(), *goodput.get_lines()]
+    right.legend(lines, [line.get_label() for line in lines], loc="center left")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -219,7 +234,7 @@ def main() -> None:
     results = simulate(fleet, cost, args.jobs)
     print(json.dumps(report(fleet, results) | {"wall_s": round(time.perf_counter() - began, 1)}, indent=2))
     if args.plot:
-        plot(args.plot, fleet, results)
+        plot(args.plot, fleet, cost, results, args.jobs)
 
 
 if __name__ == "__main__":

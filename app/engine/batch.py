@@ -37,7 +37,7 @@ def build_batch(schedule: Schedule, *, block_size: int, num_kv_heads: int, windo
     offsets = np.cumsum(counts) - counts
     tokens = [token for row in rows for token in _tokens(row)]
     positions = np.arange(len(tokens)) + np.repeat(starts - offsets, counts)
-    blocks = np.concatenate([_new_blocks(row, block_size) for row in rows])
+    blocks = _blocks(rows, block_size)
     within = positions % block_size
     heads = np.arange(num_kv_heads)
     kv_rows = (blocks[:, None] * num_kv_heads + heads) * block_size + within[:, None]
@@ -64,12 +64,17 @@ def _tensor(values: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _new_blocks(row: ScheduledRow, block_size: int) -> Ints:
-    """The block of each of the row's scheduled tokens."""
-    first = row.start // block_size
-    ids = row.seq.block_ids[first : -(-(row.start + row.num_tokens) // block_size)]
-    places = (np.arange(row.start, row.start + row.num_tokens) // block_size) - first
-    return np.array(ids, dtype=np.int64)[places]
+def _blocks(rows: list[ScheduledRow], size: int) -> Ints:
+    """The block of each scheduled token. No numpy call for each row: most have a single token."""
+    ids: list[int] = []
+    for row in rows:
+        end, first = row.start + row.num_tokens, row.start // size
+        if row.num_tokens == 1:
+            ids.append(row.seq.block_ids[first])
+            continue
+        for i, block in enumerate(row.seq.block_ids[first : -(-end // size)], first):
+            ids += [block] * (min(end, (i + 1) * size) - max(row.start, i * size))
+    return np.array(ids, dtype=np.int64)
 
 
 def _bucket(length: int) -> int:
@@ -156,7 +161,8 @@ class _PlanBuilder:
         if window is not None:
             queries = starts[:, None] + np.arange(tokens.shape[1])
             mask = mask & (queries[:, :, None] - keys[:, None, :] < window)
-        return ContextPart(_tensor(tokens), _tensor(places), _tensor(flat), _tensor(pages), _tensor(mask))
+        visible = None if mask.all() else _tensor(mask)
+        return ContextPart(_tensor(tokens), _tensor(places), _tensor(flat), _tensor(pages), visible)
 
     def _decode(self, members: list[int], first: list[int], window: int | None) -> DecodePart:
         ends = self.starts[members] + 1

@@ -49,7 +49,6 @@ class LLMEngine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
             block_size=size,
-            cost=self.forecast.cost,
         )
         self.forecast.refresh(self.scheduler)
         self.tokenizer = Tokenizer(runner.folder) if has_tokenizer(runner.folder) else None
@@ -122,8 +121,10 @@ class LLMEngine:
         sampled = self._run(schedule)
         outputs += self._postprocess(schedule, sampled)
         seconds, ended = time.perf_counter() - began, sum(output.finish_reason is not None for output in outputs)
-        self.forecast.stepped(shape, seconds, ended)
-        self._count(schedule, sum(len(output.token_ids) for output in outputs), seconds)
+        written = sum(len(output.token_ids) for output in outputs)
+        self.forecast.stepped(shape, seconds, ended, written)
+        self.scheduler.took(schedule, seconds)
+        self._count(schedule, written, seconds)
         return outputs
 
     def generate(

@@ -7,14 +7,24 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from math import exp
 
 from app.engine.blocks import BlockPool
-from app.engine.cost import Backlog, ResidualQuantiles, StepShape, StepTimeModel, TTFTPrediction, first_token_seconds
+from app.engine.cost import (
+    COVERED,
+    Backlog,
+    Coverage,
+    ResidualQuantiles,
+    StepShape,
+    StepTimeModel,
+    TTFTPrediction,
+    first_token_seconds,
+)
 from app.engine.prefix import BlockHasher, LabelChain, block_keys
 from app.engine.request import Sequence, TokenSegment
 from app.engine.scheduler import Scheduler
 
-_DECAY = 0.98  # per step, of the rate at which requests end
+_DECAY = 0.99  # per request that ends, of how many output tokens lie between two ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ class Forecaster:
         self._busy_until = 0.0  # when the step that runs now should be over
         self.cost = StepTimeModel()
         self.residuals = ResidualQuantiles()
+        self._coverage = Coverage()
         self.backlog = Backlog(0, 0, 0, 1, 0, 0, pool.total, 0.0)
         self.load = EngineLoad(total_blocks=pool.total, free_blocks=pool.total)
         self._pool = pool
@@ -93,7 +104,7 @@ class Forecaster:
         self._block_size = block_size
         self._planned: set[bytes] = set()  # blocks that a waiting or running request is going to compute
         self._budget = 1
-        self._busy_seconds = self._ended = 0.0
+        self._output_tokens = self._ended = 0.0
 
     def keys(self, segments: Seq[TokenSegment]) -> PromptKeys:
         """Hashing is the larger part of a prediction, so it is done once per prompt."""
@@ -115,28 +126,37 @@ class Forecaster:
         matchable = (prompt.num_tokens - 1) // self._block_size
         keys = prompt.keys[:matchable]
         seconds = max(0.0, self._busy_until - self._clock()) + self._seconds(keys, prompt.num_tokens)
-        median, high = self.residuals.quantile(0.5), self.residuals.quantile(quantile)
-        return TTFTPrediction(seconds * median, seconds * high, quantile, self._resident(keys) * self._block_size)
+        median, high = self.corrected(seconds, quantile)
+        return TTFTPrediction(median, high, quantile, self._resident(keys) * self._block_size)
+
+    def corrected(self, seconds: float, quantile: float) -> tuple[float, float]:
+        """Median and quantile, by how wrong such predictions were lately."""
+        median, high = self.residuals.quantiles(seconds, 0.5, quantile)
+        widened = high * exp(self._coverage.log_factor * (quantile - 0.5) / (COVERED - 0.5))
+        return seconds * median, seconds * max(median, widened) if quantile >= 0.5 else seconds * high
 
     def arrived(self, seq: Sequence) -> None:
         """Between two steps: a request is in the queue; its keys are known, and how long it has waited."""
         keys = seq.keys[: (seq.num_prompt_tokens - 1) // self._block_size]
         seq.predicted_ttft = self._clock() - seq.arrived + self._seconds(keys, seq.num_prompt_tokens)
+        self._coverage.promise(seq, seq.arrived + self.corrected(seq.predicted_ttft, COVERED)[1])
         seq.planned = [key for key in keys if key not in self._planned and self._pool.lookup(key) is None]
         self._planned.update(seq.planned)
         last = self.backlog
         due = self._due(seq)
         self.backlog = Backlog(
             last.tokens_due + due, last.waiting + 1, last.running, last.free_seats, last.decode_rows,
-            last.decode_context, last.blocks_available, last.finish_seconds,
+            last.decode_context, last.blocks_available, last.tokens_per_end,
         )  # fmt: skip
 
     def started_output(self, seq: Sequence) -> None:
         """Its first token is out: what was predicted can be compared."""
         self.residuals.learn(seq.predicted_ttft, seq.first_token - seq.arrived)
+        self._coverage.came(seq, seq.first_token)
         self.ended(seq)
 
     def ended(self, seq: Sequence) -> None:
+        self._coverage.forget(seq)
         self._planned.difference_update(seq.planned)
         seq.planned = []
 
@@ -144,22 +164,25 @@ class Forecaster:
         """A step of this shape begins."""
         self._busy_until = self._clock() + self.cost.seconds(shape)
 
-    def stepped(self, shape: StepShape, seconds: float, ended: int) -> None:
-        """A step of this shape took so long, and so many requests ended in it."""
+    def stepped(self, shape: StepShape, seconds: float, ended: int, output_tokens: int) -> None:
+        """A step of this shape took so long, gave so many tokens, and so many requests ended in it."""
         self.cost.learn(shape, seconds)
-        self._busy_seconds = _DECAY * self._busy_seconds + seconds
-        self._ended = _DECAY * self._ended + ended
+        decay = _DECAY**ended
+        self._output_tokens = decay * self._output_tokens + output_tokens
+        self._ended = decay * self._ended + ended
 
     def refresh(self, scheduler: Scheduler) -> None:
         """New snapshots of backlog and load."""
+        self._coverage.settle(self._clock())
         pool, running, waiting = self._pool, scheduler.running, list(scheduler.waiting)
         behind = [len(seq.tokens) - seq.num_computed for seq in running]
         context = [seq.num_computed for seq, due in zip(running, behind, strict=True) if due == 1]
         due = sum(x for x in behind if x > 1) + sum(map(self._due, waiting))
         self._budget = scheduler.max_num_batched_tokens
+        longest = sum(seq.max_tokens for seq in running) / max(1, len(running))
         self.backlog = Backlog(
             due, len(waiting), len(running), scheduler.max_num_seqs - len(running), len(context), sum(context),
-            pool.available, self._busy_seconds / self._ended if self._ended > 1e-3 else 0.0,
+            pool.available, min(longest, self._output_tokens / max(1.0, self._ended)),
         )  # fmt: skip
         self.load = EngineLoad(
             len(waiting), len(running), pool.total, pool.free, pool.used, pool.cached, pool.pinned,

@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Callable, Collection
 
 from app.engine.blocks import BlockPool
-from app.engine.cost import StepShape, StepTimeModel
+from app.engine.pace import Pace
 from app.engine.prefix import ROOT, BlockHasher, LabelCounts, PrefixGroup, prefix_groups
 from app.engine.request import Sequence
 from app.engine.schedule import Schedule, ScheduledRow
@@ -19,8 +19,6 @@ from app.engine.waiting import WaitingQueue
 
 WATERMARK = 0.01  # share of the pool that admission leaves for the requests already running
 LONG_PROMPT = 4  # a prompt of more steps than this is long: beside decoding rows its chunks are kept short
-LONG_CHUNK_COST = 0.8  # of the time of a step without it
-MIN_CHUNK = 32
 
 
 class Scheduler:
@@ -28,7 +26,7 @@ class Scheduler:
 
     def __init__(
         self, pool: BlockPool, hasher: BlockHasher | None, *, max_num_batched_tokens: int, max_num_seqs: int,
-        block_size: int, clock: Callable[[], float] = time.perf_counter, cost: StepTimeModel | None = None,
+        block_size: int, clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.pool = pool
@@ -41,10 +39,10 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self.labels = LabelCounts()
-        self._cost = cost
         self._computing: dict[bytes, Sequence] = {}  # prompt blocks that a running sequence is about to publish
         self._watermark = max(1, int(pool.total * WATERMARK)) if pool.total > 8 else 0
         self._long_chunk = max_num_batched_tokens
+        self._pace = Pace(max_num_batched_tokens // 2)
         self._grouped: list[Sequence] = []  # the rows of the last step, and what prefix_groups() said of them
         self._groups: tuple[list[PrefixGroup], list[int]] = [], []
 
@@ -84,6 +82,13 @@ class Scheduler:
             self.pool.publish(seq.blocks[i], seq.keys[i], seq.sources.through((i + 1) * self.block_size))
             self._computing.pop(seq.keys[i], None)
 
+    def took(self, schedule: Schedule, seconds: float) -> None:
+        """A step of this schedule took so long."""
+        chunks = [row for row in schedule.rows if not row.decodes]
+        long = sum(row.num_tokens for row in chunks if self._is_long(row.seq))
+        others = sum(row.num_tokens for row in chunks) - long
+        self._pace.took(seconds, long_tokens=long, other_tokens=others, decode_rows=len(schedule.rows) - len(chunks))
+
     def finish(self, seq: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
         if seq in self.waiting:
@@ -105,10 +110,10 @@ class Scheduler:
         """Those that decode, then those that catch up, each by rank. Whether somebody had to be preempted."""
         budget = self.max_num_batched_tokens
         due = {seq: len(seq.tokens) - seq.num_computed for seq in self.running}
-        self._long_chunk = self._long_prompt_chunk(due)
+        self._long_chunk = self._long_prompt_chunk()
         gone: set[Sequence] = set()
         for seq in sorted(self.running, key=lambda seq: due[seq] > 1):
-            num_tokens = self._chunk(due[seq], budget)
+            num_tokens = self._chunk(seq, due[seq], budget)
             while seq not in gone and num_tokens and not self._grow(seq, seq.num_computed + num_tokens):
                 gone.add(self._preempt_last())
             if num_tokens and seq not in gone:
@@ -127,24 +132,19 @@ class Scheduler:
             row.draft = draft
             row.num_tokens += len(draft)
 
-    def _chunk(self, due: int, budget: int) -> int:
-        is_long = due > LONG_PROMPT * self.max_num_batched_tokens
-        return min(due, budget, self._long_chunk if is_long else budget)
+    def _chunk(self, seq: Sequence, due: int, budget: int) -> int:
+        return min(due, budget, self._long_chunk if self._is_long(seq) else budget)
 
-    def _long_prompt_chunk(self, due: dict[Sequence, int]) -> int:
-        """Tokens of a long prompt in this step: half the budget where others need some, and beside decoding rows
-        what lengthens their step by no more than LONG_CHUNK_COST."""
-        budget = self.max_num_batched_tokens
-        decoding = [seq for seq in self.running if due[seq] == 1]
+    def _is_long(self, seq: Sequence) -> bool:
+        return seq.num_prompt_tokens > LONG_PROMPT * self.max_num_batched_tokens
+
+    def _long_prompt_chunk(self) -> int:
+        """Tokens of a long prompt in this step: half the budget where others need some, less beside decoding rows."""
         if len(self.running) + len(self.waiting) <= 1:
-            return budget
-        budget = max(1, budget // 2)
-        if not decoding or self._cost is None or not self._cost.steps:
-            return budget
-        context = sum(seq.num_computed for seq in decoding)
-        without = self._cost.seconds(StepShape(0, len(decoding), context, 0))
-        some = self._cost.seconds(StepShape(MIN_CHUNK, len(decoding), context, 0)) - without
-        return min(budget, max(MIN_CHUNK, int(MIN_CHUNK * LONG_CHUNK_COST * without / max(some, 1e-9))))
+            return self.max_num_batched_tokens
+        if any(len(seq.tokens) - seq.num_computed == 1 for seq in self.running):
+            return self._pace.tokens()
+        return max(1, self.max_num_batched_tokens // 2)
 
     def _admit(self, rows: list[ScheduledRow]) -> None:
         budget = self.max_num_batched_tokens - sum(row.num_tokens for row in rows)
@@ -159,7 +159,7 @@ class Scheduler:
             if self._blocks_due(seq) > spare:
                 self._release(seq)
                 return
-            num_tokens = self._chunk(len(seq.tokens) - seq.num_computed, budget)
+            num_tokens = self._chunk(seq, len(seq.tokens) - seq.num_computed, budget)
             self._start(seq)
             self._grow(seq, seq.num_computed + num_tokens)
             due += self._blocks_due(seq)

@@ -61,14 +61,14 @@ class PrefixPart:
 class ContextPart:
     """R chunks against written pages. tokens, places, flat as in OwnPart; pages: int64 [R, P].
 
-    mask: bool [R, 1 or Q, P * block_size], true where a key is visible.
+    mask: bool [R, 1 or Q, P * block_size], true where a key is visible; None: all are.
     """
 
     tokens: Tensor
     places: Tensor
     flat: Tensor
     pages: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 @dataclass(slots=True)

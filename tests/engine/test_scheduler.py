@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.engine import waiting
-from app.engine.cost import StepShape, StepTimeModel
+from app.engine.pace import MAX_SLOWDOWN
 from app.engine.request import TokenSegment
+from app.engine.schedule import Schedule
 from app.engine.waiting import AGEING_SECONDS, MAX_OVERTAKES
 from tests.engine.simulation import SIZE, Simulation
 
@@ -97,20 +98,30 @@ def test_decoding_goes_on_beside_a_long_prompt_that_came_first() -> None:
         assert short.num_output_tokens == before + 1 and schedule.num_tokens == 8 + 1
 
 
-def test_chunks_of_a_long_prompt_are_short_beside_decoding_rows() -> None:
-    sim = Simulation(num_blocks=600, budget=256)
-    cost = StepTimeModel()
-    for n in range(400):
-        shape = StepShape(prefill_tokens=n % 97, decode_rows=n % 5, decode_context=n % 5 * 100, prefill_context=0)
-        cost.learn(shape, 0.010 + shape.prefill_tokens * 1e-4 + shape.decode_rows * 1e-4)
-    sim.scheduler._cost = cost
-    sim.add("short", [tokens(2, 1)], max_tokens=60)
-    sim.step()
-    sim.add("long", [tokens(2000)])
-    chunks = [sim.step().num_tokens - 1 for _ in range(5)]
-    assert all(60 < chunk < 110 for chunk in chunks), f"about 0.8 x 10 ms at 0.1 ms per token, not {chunks}"
+@pytest.mark.parametrize("deep", [False, True], ids=["every token costs the same", "the more, the deeper"])
+def test_chunks_of_a_long_prompt_follow_what_steps_take(deep: bool) -> None:
+    def seconds(schedule: Schedule) -> float:
+        cost = sum(row.num_tokens * (1 + deep * row.start / 500) for row in schedule.rows)
+        return 0.010 + cost * 1e-4
+
+    sim = Simulation(num_blocks=2000, budget=256)
+    sim.add("short", [tokens(2, 1)], max_tokens=400)
+    for _ in range(4):
+        sim.scheduler.took(schedule := sim.step(), seconds(schedule))
+    sim.add("long", [tokens(7000)])
+    chunks, times = [], []
+    for _ in range(60):
+        sim.scheduler.took(schedule := sim.step(), seconds(schedule))
+        chunks.append(schedule.num_tokens - 1)
+        times.append(seconds(schedule))
+    assert chunks.count(0) >= 1, "now and then a step without it is looked at"
+    assert max(times[5:]) < 0.010 * 1.25 * MAX_SLOWDOWN
+    full = [chunk for chunk in chunks[5:] if chunk]
+    assert full[-1] < full[0] / 2 if deep else min(full) > 50
+
+
+def test_a_long_prompt_alone_takes_the_whole_budget() -> None:
     alone = Simulation(num_blocks=600, budget=256)
-    alone.scheduler._cost = cost
     alone.add("long", [tokens(2000)])
     assert alone.step().num_tokens == alone.step().num_tokens == 256
 
