@@ -22,6 +22,7 @@ from app.rag.answers import LEGAL_PROMPT, AnswerService
 from app.rag.documents import INGEST, DocumentService, FileStore
 from app.rag.edge import EdgeIndex
 from app.rag.embedding import Embedder
+from app.rag.forget import Forgetting
 from app.rag.ingestion import Ingestion
 from app.rag.retrieval import Retriever
 from app.rag.search import SearchService
@@ -86,9 +87,13 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     router = Router(settings)
     providers = {target.name: make_provider(target, settings.engine) for target in router.targets.values()}
     gateway = Gateway(database, router, providers)
-    documents = DocumentService(database, files, index)
+    forgetting = Forgetting()
+    documents = DocumentService(database, files, index, forgetting)
     search = SearchService(database, Retriever(index, embedder), documents)
-    ingestion = Ingestion(database, files, index, embedder, settings.rag.chunk_characters)
+    ingestion = Ingestion(database, files, index, embedder, settings.rag.chunk_characters, forgetting)
+    for provider in providers.values():
+        if isinstance(provider, LocalProvider):
+            forgetting.tell(provider.forget)
     return Services(
         settings=settings,
         database=database,
@@ -97,7 +102,7 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
         embeddings=Embeddings(database, embedder),
         documents=documents,
         search=search,
-        answers=AnswerService(search, gateway, settings.rag),
+        answers=AnswerService(search, gateway, settings.rag, forgetting),
         jobs=JobRunner(database, {INGEST: ingestion}, settings.rag.ingest_workers),
         metrics=metrics,
         starting=set(providers),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.engine.facts import EngineLoad, EngineStats, PromptKeys
     from app.engine.grammar import Grammar
     from app.engine.request import EngineError, Request, RequestMetrics, RequestOutput, TokenSegment, choices
+    from app.engine.spec.counts import SpeculationCounts
     from app.engine.tokenizer import ChatPiece, Tokenizer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "SpeculationCounts",
     "TTFTPrediction",
     "TokenSegment",
     "Tokenizer",
@@ -47,6 +49,7 @@ _HOMES = {
     "grammar": ("Grammar",),
     "facts": ("EngineLoad", "EngineStats", "PromptKeys"),
     "request": ("EngineError", "Request", "RequestMetrics", "RequestOutput", "TokenSegment", "choices"),
+    "spec.counts": ("SpeculationCounts",),
     "tokenizer": ("ChatPiece", "Tokenizer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -98,12 +98,12 @@ class Scheduler:
         self._release(seq)
 
     def users_of(self, source_ids: Collection[str]) -> list[Sequence]:
-        """Waiting and running sequences that contain one of these sources, or read blocks that do."""
+        """Waiting and running sequences that contain one of these sources. One that merely shares a block with them
+        says the same there in words of its own."""
         return [
             seq
             for seq in (*self.running, *self.waiting)
             if not seq.sources.through(len(seq.tokens)).isdisjoint(source_ids)
-            or any(not block.sources.isdisjoint(source_ids) for block in seq.blocks)
         ]
 
     def _schedule_running(self, rows: list[ScheduledRow]) -> bool:

@@ -84,6 +84,7 @@ class Delta:
     finish_reason: stop, length, tool_calls or content_filter; `stop_sequence` is the one that was met, where known.
     usage may come earlier with what is known by then. index: which of several choices (`n`) this belongs to.
     tool_calls are fragments with an index and logprobs an object with lists, as OpenAI streams them.
+    speculation: what drafts brought, on the last one where the in-process engine tried some.
     """
 
     text: str = ""
@@ -94,6 +95,7 @@ class Delta:
     stop_sequence: str | None = None
     logprobs: dict[str, Any] | None = None
     index: int = 0
+    speculation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ say is not there, and an answer without one verified quote counts as a refusal.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 from opentelemetry import trace
 
 from app.config import RagSettings
+from app.errors import Conflict
 from app.gateway.schemas import ChatRequest, Message, Sampling, Segment, Usage
 from app.gateway.service import ChatStream, Gateway
 from app.rag.citations import Citation, CitationScanner
+from app.rag.forget import Forgetting, source_ids
 from app.rag.prompts import HEADER, REFUSAL, render_passage, render_question
 from app.rag.schemas import AnswerRequest, AnswerView, CitationView, UsageView
 from app.rag.search import Found, SearchService
@@ -51,10 +54,11 @@ AnswerEvent = AnswerDelta | CitationFound | AnswerDone
 class AnswerService:
     """Answers questions from documents."""
 
-    def __init__(self, search: SearchService, gateway: Gateway, settings: RagSettings) -> None:
+    def __init__(self, search: SearchService, gateway: Gateway, settings: RagSettings, forgetting: Forgetting) -> None:
         self._search = search
         self._gateway = gateway
         self._settings = settings
+        self._forgetting = forgetting
 
     async def open(self, principal: Principal, request: AnswerRequest) -> "OpenAnswer":
         """Retrieve and get the model's first delta; every failure up to there is an exception, not an event."""
@@ -86,7 +90,7 @@ class AnswerService:
                 quote_sources=tuple(fold(found.text) for found in passages) if request.quote_lock else (),
             )
             stream = await self._gateway.open(principal, chat, stages)
-        return OpenAnswer(passages, stream, stages)
+        return OpenAnswer(passages, stream, stages, self._forgetting)
 
 
 def prompt(principal: Principal, passages: list[Found], question: str) -> tuple[Message, ...]:
@@ -96,7 +100,7 @@ def prompt(principal: Principal, passages: list[Found], question: str) -> tuple[
         Segment(
             render_passage(number, found.title, " > ".join(found.section), fold(found.text)),
             principal.access_atoms(found.labels),
-            (found.passage.chunk_id,),
+            source_ids(found.passage.document_id, found.passage.version),
         )
         for number, found in enumerate(passages, start=1)
     ]
@@ -112,7 +116,9 @@ def fold(text: str) -> str:
 class OpenAnswer:
     """An answer on its way; iterate `events()` once."""
 
-    def __init__(self, passages: list[Found], stream: ChatStream | None, stages: Stages) -> None:
+    def __init__(
+        self, passages: list[Found], stream: ChatStream | None, stages: Stages, forgetting: Forgetting
+    ) -> None:
         self._id = uuid4()
         self._titles = {UUID(found.passage.document_id): found.title for found in passages}
         self._scanner = CitationScanner([found.evidence for found in passages])
@@ -121,15 +127,24 @@ class OpenAnswer:
         self._text = ""
         self._views: list[CitationView] = []
         self.citations: list[Citation] = []
+        self._sources = {s for f in passages for s in source_ids(f.passage.document_id, f.passage.version)}
+        self._forgetting = forgetting
+        self._speculation: dict[str, Any] | None = None
+
+    def _require_sources(self) -> None:
+        if self._forgetting.any_gone(self._sources):
+            raise Conflict("A document that this answer was reading has been deleted or replaced; ask again.")
 
     async def events(self) -> AsyncIterator[AnswerEvent]:
-        """Deltas and citations as they come, then the whole."""
+        """Deltas and citations as they come, then the whole. Raises Conflict when a document that is read has gone."""
         if self._stream is None:
             yield AnswerDelta(REFUSAL)
             yield AnswerDone(self._view(REFUSAL, refused=True, usage=Usage(), served_by=NO_MODEL))
             return
         async with self._stream:
             async for delta in self._stream:
+                self._require_sources()
+                self._speculation = delta.speculation or self._speculation
                 if delta.text:
                     self._text += delta.text
                     yield AnswerDelta(delta.text)
@@ -137,6 +152,7 @@ class OpenAnswer:
                         yield CitationFound(citation)
         with self._stages.stage("verify"):
             last = self._verify(self._scanner.finish())
+        self._require_sources()
         for citation in last:
             yield CitationFound(citation)
         yield AnswerDone(self._conclude(self._stream))
@@ -170,4 +186,5 @@ class OpenAnswer:
             usage=UsageView(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
             timings_ms=self._stages.total(),
             served_by=served_by,
+            speculation=self._speculation,
         )

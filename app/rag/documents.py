@@ -18,6 +18,7 @@ from app.db import Database, get_owned, owned
 from app.errors import Conflict, NotFound
 from app.jobs import Job
 from app.rag.citations import SourceText
+from app.rag.forget import Forgetting
 from app.rag.index import VectorIndex
 from app.rag.models import PENDING, READY, Document, DocumentLabel, DocumentVersion
 from app.rag.parsing import Page
@@ -103,10 +104,11 @@ class FileStore:
 class DocumentService:
     """Files documents and hands them out. Ingestion itself is a job."""
 
-    def __init__(self, database: Database, files: FileStore, index: VectorIndex) -> None:
+    def __init__(self, database: Database, files: FileStore, index: VectorIndex, forgetting: Forgetting) -> None:
         self._database = database
         self._files = files
         self._index = index
+        self._forgetting = forgetting
         self._sources: OrderedDict[tuple[UUID, int], SourceText] = OrderedDict()
 
     async def add(self, principal: Principal, upload: Upload, collection: str, labels: frozenset[str]) -> Filed:
@@ -196,7 +198,7 @@ class DocumentService:
         return self._sources[key]
 
     async def delete(self, principal: Principal, document_id: UUID) -> None:
-        """Delete a document with all its versions. Committing fences it; index and files follow."""
+        """Delete a document with all its versions. Committing fences it; answers and caches, index and files follow."""
         async with self._database.session() as session:
             await get_visible(session, principal, document_id)
             versions = list(
@@ -206,6 +208,7 @@ class DocumentService:
             )
             await session.execute(delete(Document).where(Document.id == document_id))
             await session.commit()
+        await self._forgetting.document(document_id)
         for version in versions:
             self._sources.pop((document_id, version.version), None)
             await self._files.remove(version)

@@ -16,6 +16,7 @@ from app.jobs import Job, Progress
 from app.rag.chunking import Chunk, chunk
 from app.rag.documents import FileStore, labels_of, pack_boxes
 from app.rag.embedding import Embedder
+from app.rag.forget import Forgetting
 from app.rag.index import VectorIndex
 from app.rag.models import FAILED, READY, Document, DocumentVersion
 from app.rag.models import Chunk as ChunkRow
@@ -36,12 +37,14 @@ class Ingestion:
         index: VectorIndex,
         embedder: Embedder,
         chunk_characters: int,
+        forgetting: Forgetting,
     ) -> None:
         self._database = database
         self._files = files
         self._index = index
         self._embedder = embedder
         self._chunk_characters = chunk_characters
+        self._forgetting = forgetting
 
     async def __call__(self, job: Job, progress: Progress) -> None:
         """Raises UnreadableDocument and kin, after noting the reason on the version."""
@@ -126,6 +129,8 @@ class Ingestion:
             await session.commit()
         if published.rowcount == 0:  # type: ignore[attr-defined]  # deleted while we worked
             await asyncio.to_thread(self._index.delete_document, str(document.tenant_id), str(document.id))
+        else:
+            await self._forgetting.versions_before(document.id, version.version)
         for old in range(1, version.version):
             await asyncio.to_thread(self._index.delete_document, str(document.tenant_id), str(document.id), old)
 

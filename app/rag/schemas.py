@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import Meta, Struct
@@ -162,7 +162,10 @@ class UsageView(Struct):
 
 
 class AnswerView(Struct):
-    """`cache` says which cache layer answered; there is none yet, so it is always "none"."""
+    """`cache` says which cache layer answered; there is none yet, so it is always "none".
+
+    speculation: what drafts brought where the in-process engine answered; null elsewhere, and where none was tried.
+    """
 
     id: UUID
     answer: str
@@ -172,3 +175,4 @@ class AnswerView(Struct):
     timings_ms: dict[str, float]
     served_by: str
     cache: str = "none"
+    speculation: dict[str, Any] | None = None

@@ -25,7 +25,7 @@ TEMPLATE = (
 MARKS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def tiny_model(folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS) -> Path:
+def tiny_model(folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS, max_positions: int = 512) -> Path:
     """Random weights, a byte-level tokenizer and a chat template: text is nonsense, counts are real."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +38,7 @@ def tiny_model(folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(
-        vocab_size=len(fast), num_key_value_heads=2, max_position_embeddings=512, eos_token_id=0, **shape
+        vocab_size=len(fast), num_key_value_heads=2, max_position_embeddings=max_positions, eos_token_id=0, **shape
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

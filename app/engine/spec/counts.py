@@ -13,6 +13,16 @@ class SpeculationCounts:
     by_position: list[int] = field(default_factory=list)
     by_source: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def acceptance(self) -> float:
+        """The share of draft tokens that held."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def mean_accepted(self) -> float:
+        """Tokens that a step with a draft brought beside its own."""
+        return self.accepted / self.steps if self.steps else 0.0
+
     def count(self, source: str, drafted: int, accepted: int) -> None:
         self.steps += 1
         self.drafted += drafted

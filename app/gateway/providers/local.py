@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.config import EngineSettings
-from app.errors import UpstreamError
+from app.errors import Conflict, UpstreamError
 from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.providers.base import TransientError
 from app.gateway.schemas import ChatRequest, Delta, Message
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 5.0
 # Tokenizing more characters than this takes long enough to be worth a thread.
 INLINE_CHARACTERS = 20_000
+# Forgotten sources remembered; a request that still brings one has been on its way for moments, not for days.
+MAX_GONE = 100_000
 _TAKES = frozenset(
     {COMPLETION, TOP_K, RESPONSE_FORMAT, CHOICES, PREDICTION, "logprobs", "top_logprobs", "logit_bias", "min_p",
      "min_tokens", "ignore_eos", "stop_token_ids", "presence_penalty", "frequency_penalty", "repetition_penalty"}
@@ -37,6 +39,7 @@ class LocalProvider:
         self._settings = settings
         self._engine: AsyncEngine | None = None
         self._builder: RequestBuilder | None = None
+        self._gone: dict[str, None] = {}  # sources that no request may bring any more, the latest last
 
     @property
     def takes(self) -> frozenset[str]:
@@ -76,7 +79,11 @@ class LocalProvider:
         await engine.pin(list(takewhile(lambda segment: not segment.label, segments)))
 
     async def forget(self, source_ids: Collection[str]) -> None:
-        """Drop whatever was computed from these documents; answers that read them end with a Conflict."""
+        """Drop whatever was computed from these documents; answers that read them end with a Conflict, and so do those
+        that were on their way here with what was read before."""
+        self._gone.update(dict.fromkeys(source_ids))
+        while len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
         if self._engine is not None:
             await self._engine.forget(source_ids)
 
@@ -95,6 +102,8 @@ class LocalProvider:
 
         engine, _ = self._ready()
         segments = await self._segments(request)
+        if any(source in self._gone for segment in segments for source in segment.source_ids):
+            raise Conflict("A document that this answer was reading has been deleted or replaced; ask again.")
         try:
             streams = self._choices(engine, request, segments)
         except EngineError as error:

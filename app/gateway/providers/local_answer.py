@@ -6,10 +6,10 @@ Loaded by LocalProvider.start(), since it imports the engine.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from app.engine import EngineDelta, EngineError, RequestMetrics, Tokenizer
+from app.engine import EngineDelta, EngineError, RequestMetrics, SpeculationCounts, Tokenizer
 from app.errors import Conflict, RateLimited
 from app.gateway.providers.base import TransientError
 from app.gateway.providers.tool_calls import ToolCallParser
@@ -46,6 +46,7 @@ class Answer:
             tool_calls=calls or None,
             logprobs=logprobs,
             index=self._index,
+            speculation=_speculation(metrics.speculation),
         )
 
     def _finish_reason(self, reason: str) -> str:
@@ -77,6 +78,13 @@ def _usage(metrics: RequestMetrics) -> Usage:
     accepted, tried = (drafts.accepted, drafts.drafted) if drafts is not None else (0, 0)
     tokens = metrics.num_prompt_tokens, metrics.num_output_tokens, metrics.num_cached_tokens
     return Usage(*tokens, accepted, tried - accepted)
+
+
+def _speculation(counts: SpeculationCounts | None) -> Json | None:
+    if counts is None:
+        return None
+    shares = {"acceptance": counts.acceptance, "mean_accepted": counts.mean_accepted}
+    return {name: round(share, 4) for name, share in shares.items()} | asdict(counts)
 
 
 async def one(deltas: AsyncGenerator[EngineDelta, None], answer: Answer) -> AsyncGenerator[Delta, None]:

@@ -1,0 +1,153 @@
+"""A deleted or replaced document is gone from answers in flight, from the engine's memory, and from what was on its
+way there; other documents and other people's answers are not touched."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+
+from app import migrate
+from app.config import EngineSettings, RouteSettings, Settings, TargetSettings
+from app.db import Database
+from app.errors import Conflict
+from app.gateway.providers.local import LocalProvider
+from app.rag.answers import AnswerDelta
+from app.rag.documents import Filed, Upload
+from app.rag.schemas import AnswerRequest
+from app.services import Services, open_services
+from app.telemetry import Stages
+from app.tenants import service
+from app.tenants.principal import Principal, Scope
+from tests.conftest import fake_settings
+from tests.gateway.test_local import tiny_model
+
+LEASE = "1. Rent. The monthly rent of the office is EUR 4,200, payable on the third working day of every month. "
+QUESTION = "How much is the monthly rent of the office?"
+
+
+def settings(folder: Path) -> Settings:
+    model = tiny_model(folder / "model", max_positions=16384)
+    engine = EngineSettings(model=str(model), served_name="tiny", threads=1, kv_cache_bytes=2**25, max_draft_tokens=0)
+    slow = TargetSettings(name="slow", provider="fake", options=f"text={'word ' * 400},delay_ms=5")
+    made = fake_settings(folder, engine=engine, targets=(slow,), routes=(RouteSettings("slow", ("slow",)),))
+    return dataclasses.replace(made, rag=dataclasses.replace(made.rag, min_confidence=0.0, max_answer_tokens=4000))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def firm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
+    """The services on the test's own event loop, without the web."""
+    made = settings(tmp_path_factory.mktemp("forget"))
+    database = Database(made.storage.database_url)
+    await migrate.upgrade(database)
+    await database.close()
+    async with open_services(made) as services, asyncio.timeout(120):
+        while services.starting:
+            await asyncio.sleep(0.02)
+        yield services
+
+
+async def principal(firm: Services, name: str) -> Principal:
+    async with firm.database.session() as session:
+        tenant = await service.create_tenant(session, name)
+        key = await service.create_key(session, tenant.id, name, scopes=frozenset(Scope))
+        found = await service.find_principal(session, key.secret)
+    assert found is not None
+    return found
+
+
+async def ingested(firm: Services, who: Principal, filed: Filed) -> UUID:
+    firm.jobs.wake()
+    assert filed.job is not None
+    async with asyncio.timeout(60):
+        while (job := await firm.documents.job(who, filed.job.id)).status not in ("succeeded", "failed"):
+            await asyncio.sleep(0.02)
+    assert job.status == "succeeded", job.error
+    return filed.document.id
+
+
+async def file(firm: Services, who: Principal, name: str, text: str) -> UUID:
+    upload = Upload(name, "text/plain", text.encode())
+    return await ingested(firm, who, await firm.documents.add(who, upload, "default", frozenset()))
+
+
+async def take_away(firm: Services, who: Principal, document: UUID, change: str) -> None:
+    if change == "delete":
+        await firm.documents.delete(who, document)
+    else:
+        upload = Upload("lease.txt", "text/plain", LEASE.replace("4,200", "5,000").encode() * 4)
+        await ingested(firm, who, await firm.documents.replace(who, document, upload))
+
+
+async def reading(firm: Services, who: Principal, model: str, document: UUID) -> Any:
+    """The rest of an answer of which the first words have come."""
+    answer = await firm.answers.open(who, AnswerRequest(question=QUESTION, model=model, documents=[document]))
+    events = answer.events()
+    assert isinstance(await anext(events), AnswerDelta)
+    return events
+
+
+def blocks_of(firm: Services, source: str) -> int:
+    """Blocks of the engine's memory that were computed from this source."""
+    provider = firm.gateway.providers["local"]
+    assert isinstance(provider, LocalProvider) and provider._engine is not None
+    return sum(source in block.sources for block in provider._engine.engine.pool._blocks)
+
+
+@pytest.mark.parametrize("model", ["slow", "tiny"])
+@pytest.mark.parametrize("change", ["delete", "replace"])
+async def test_answers_in_flight_end_when_their_document_goes(firm: Services, model: str, change: str) -> None:
+    who = await principal(firm, f"{model}-{change}")
+    gone = await file(firm, who, "lease.txt", LEASE * 4)
+    kept = await file(firm, who, "other.txt", LEASE.replace("4,200", "9,999") * 4)
+    hit, untouched = await reading(firm, who, model, gone), await reading(firm, who, model, kept)
+    if model == "tiny":
+        assert blocks_of(firm, str(gone)) > 0
+    await take_away(firm, who, gone, change)
+    if model == "tiny":
+        assert blocks_of(firm, str(gone) if change == "delete" else f"{gone}/1") == 0
+        assert blocks_of(firm, str(kept)) > 0
+    with pytest.raises(Conflict, match="deleted or replaced"):
+        async for _ in hit:
+            pass
+    assert isinstance(await anext(untouched), AnswerDelta)
+    await untouched.aclose()
+
+
+async def test_what_was_found_before_the_deletion_is_not_sent_after_it(firm: Services) -> None:
+    """Search has answered, the model has not been asked yet: the window in which a stale text could slip through."""
+    who = await principal(firm, "window")
+    document = await file(firm, who, "lease.txt", LEASE * 3)
+    found = await firm.search.search(who, QUESTION, 5, None, None)
+    assert found.passages
+    await take_away(firm, who, document, "delete")
+    for model in ("tiny", "slow"):
+        with pytest.raises(Conflict):
+            request = AnswerRequest(question=QUESTION, model=model)
+            await (await firm.answers.ask(who, request, found.passages, 1.0, Stages())).complete()
+    assert blocks_of(firm, str(document)) == 0
+
+
+async def test_searches_beside_a_deletion_never_find_it_afterwards(firm: Services) -> None:
+    """Canaries: once the deletion has been answered, no word of the document is found."""
+    who = await principal(firm, "canary")
+    document = await file(firm, who, "lease.txt", LEASE.replace("office", "zeppelin") * 3)
+    await file(firm, who, "other.txt", LEASE * 3)
+    deleted = asyncio.Event()
+
+    async def stale() -> tuple[bool, bool]:
+        """Whether the search was begun after the deletion, and whether it names what was in the document."""
+        after = deleted.is_set()
+        found = await firm.search.search(who, "What is the rent of the zeppelin?", 5, None, None)
+        return after, any("zeppelin" in passage.text for passage in found.passages)
+
+    assert (await stale())[1], "the canary must be found at all"
+    asked = [asyncio.create_task(stale()) for _ in range(10)]
+    await take_away(firm, who, document, "delete")
+    deleted.set()
+    asked += [asyncio.create_task(stale()) for _ in range(10)]
+    assert (True, True) not in await asyncio.gather(*asked)
