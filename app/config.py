@@ -80,12 +80,20 @@ class EngineSettings:
         "File of SHA-256 sums (format of sha256sum) that the model must match, or the engine refuses to start; "
         "empty: SHA256SUMS in the model's folder, where there is one.",
     )
-    device: str = setting("auto", "auto, cpu or cuda.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N; auto is the CPU so far, see docs/gpu.md.")
     dtype: str = setting("auto", "auto, float32 or bfloat16.")
     max_num_seqs: int = setting(64, "Most sequences in one step.")
     max_num_batched_tokens: int = setting(1024, "Token budget of one step.")
     max_model_len: int = setting(0, "Longest prompt plus output in tokens; 0: what the model's config says.")
-    kv_cache_bytes: int = setting(512 * 2**20, "Memory for the KV cache in bytes.")
+    kv_cache_bytes: int = setting(
+        0, "Memory for the KV cache in bytes; 0: 512 MiB on a CPU, on a GPU what gpu_memory_utilization leaves."
+    )
+    gpu_memory_utilization: float = setting(0.9, "Share of a GPU's memory for weights, graphs and KV cache together.")
+    kernels: str = setting("auto", "auto, reference (plain PyTorch) or triton.")
+    fused_kernels: bool = setting(True, "Kill switch of the fused kernels, where Triton is used.")
+    shared_prefix_kernel: bool = setting(False, "Read shared prefixes once, where the tuning table says that it pays.")
+    cuda_graphs: bool = setting(False, "Replay decode steps from CUDA graphs.")
+    overlap: bool = setting(False, "Prepare the next step while the last one runs; needs max_draft_tokens = 0.")
     threads: int = setting(0, "CPU threads of the engine; 0: all cores.")
     max_draft_tokens: int = setting(
         8, "Most tokens guessed ahead of a request (from its own passages and text) and verified in one step; 0: none."

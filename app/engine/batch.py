@@ -1,6 +1,7 @@
 """From a schedule to tensors: the tokens of a step and its attention plan. numpy until the last moment."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from app.engine.schedule import Schedule, ScheduledRow
+from app.kernels.paged_plan import DevicePlan
 from app.kernels.plan import AttentionPlan, ContextPart, DecodePart, OwnPart, PrefixPart
 
 Ints = npt.NDArray[np.int64]
@@ -19,15 +21,16 @@ _VIEW_DENSITY = 0.5  # a range of pages is used in place when at least this shar
 class ForwardBatch:
     """One step's input. T tokens, R rows.
 
-    token_ids, positions: int64 [T].  kv_rows: int64 [T * K] for store_kv.  last: int64 [n], the flat token
-    of each row that samples.  plans: one attention plan per sliding window in the model (None: no window).
+    token_ids, positions: integers [T].  kv_rows: where keys and values go, and plans: one attention plan per sliding
+    window in the model (None: no window), both as app.kernels.dispatch says for the kernels in use.  last: integers
+    [n], the flat token of each row that samples.
     """
 
     token_ids: Tensor
     positions: Tensor
     kv_rows: Tensor
     last: Tensor
-    plans: dict[int | None, AttentionPlan]
+    plans: Mapping[int | None, AttentionPlan | DevicePlan]
 
 
 def build_batch(schedule: Schedule, *, block_size: int, num_kv_heads: int, windows: set[int | None]) -> ForwardBatch:
@@ -35,29 +38,30 @@ def build_batch(schedule: Schedule, *, block_size: int, num_kv_heads: int, windo
     starts = np.array([row.start for row in rows], dtype=np.int64)
     counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
     offsets = np.cumsum(counts) - counts
-    tokens = [token for row in rows for token in _tokens(row)]
+    tokens = [token for row in rows for token in tokens_of(row)]
     positions = np.arange(len(tokens)) + np.repeat(starts - offsets, counts)
     blocks = _blocks(rows, block_size)
     within = positions % block_size
     heads = np.arange(num_kv_heads)
     kv_rows = (blocks[:, None] * num_kv_heads + heads) * block_size + within[:, None]
     samples = np.array([row.num_samples for row in rows], dtype=np.int64)
-    last = _runs(offsets + counts - samples, samples)
+    last = runs(offsets + counts - samples, samples)
     builder = _PlanBuilder(schedule, block_size, starts, counts, offsets)
     plans = {window: builder.plan(window) for window in windows}
     return ForwardBatch(torch.tensor(tokens), _tensor(positions), _tensor(kv_rows.reshape(-1)), _tensor(last), plans)
 
 
-def _tokens(row: ScheduledRow) -> list[int]:
+def tokens_of(row: ScheduledRow) -> list[int]:
+    """What the row computes, its draft included."""
     own = row.seq.tokens[row.start : row.start + row.num_tokens - len(row.draft)]
     return own + row.draft if row.draft else own
 
 
-def _runs(starts: Ints, lengths: Ints) -> Ints:
+def runs(starts: Ints, lengths: Ints) -> Ints:
     """starts[0], starts[0] + 1, … for lengths[0] numbers, then the same for the next."""
     before: Ints = np.cumsum(lengths) - lengths
-    runs: Ints = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
-    return runs
+    every: Ints = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    return every
 
 
 def _tensor(values: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Tensor:

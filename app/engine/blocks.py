@@ -8,6 +8,7 @@ A block is in exactly one of three states, and free + used + cached == total at 
 A pinned block holds a key and a reference of its own: it counts as used and is never evicted.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 NO_SOURCES: frozenset[str] = frozenset()
@@ -106,6 +107,13 @@ class BlockPool:
     def pinned(self) -> int:
         """Of the used ones."""
         return self._pinned
+
+    def runs(self) -> list[tuple[str, int]]:
+        """The blocks by id as runs of one state: free, cached, used or pinned. May be asked from any thread."""
+        found: list[tuple[str, int]] = []
+        for state, group in itertools.groupby(map(_state, self._blocks)):
+            found.append((state, sum(1 for _ in group)))
+        return found
 
     @property
     def available(self) -> int:
@@ -210,3 +218,11 @@ class BlockPool:
         assert block.key is not None
         del self._by_key[block.key]
         block.key, block.sources = None, NO_SOURCES
+
+
+def _state(block: Block) -> str:
+    if block.pinned:
+        return "pinned"
+    if block.ref_count:
+        return "used"
+    return "free" if block.key is None else "cached"

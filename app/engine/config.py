@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 LoadFormat = Literal["auto", "dummy"]
+KernelChoice = Literal["auto", "reference", "triton"]
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
@@ -26,8 +27,9 @@ class EngineConfig:
     revision: commit or tag of a hub model; None takes its default branch.
     checksums: list of SHA-256 sums that the model's files must match (checksums.py); None: SHA256SUMS in the
         model's folder, where there is one.
-    device: "auto" or "cpu" (the GPU runner follows).  dtype: "auto", "float32" or "bfloat16"; "auto" takes
-        bfloat16 where the CPU multiplies it natively (avx512_bf16 or AMX), else float32.
+    device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is the CPU (docs/gpu.md says why).
+    dtype: "auto", "float32" or "bfloat16"; "auto" takes bfloat16 on a GPU and where the CPU multiplies it natively
+        (avx512_bf16 or AMX), else float32.
     block_size: tokens per KV block.  num_blocks: KV blocks; None sizes the pool by `kv_cache_bytes`.
     kv_cache_bytes: bytes for the KV pool; None is 512 MiB, never more than max_num_seqs full-length requests.
     max_num_batched_tokens: token budget of one step.  max_num_seqs: requests running at once.
@@ -37,6 +39,13 @@ class EngineConfig:
         restart_backoff_s, then after twice as long each time.
     draft_model: folder of a small model with the same tokenizer that guesses where nothing else does; None: none.
     max_draft_tokens: most tokens guessed ahead of a decoding request and verified in one step (spec/); 0: none.
+    gpu_memory_utilization: share of the GPU's memory that this process may fill; sizes the pool on a GPU where neither
+        num_blocks nor kv_cache_bytes do.
+    kernels: "auto" takes Triton on a GPU and plain PyTorch on the CPU; "reference" or "triton" insists.
+    fused_kernels: norms and the KV page write by our kernels, else by PyTorch.  shared_prefix_kernel: a prefix is read
+        once for several rows, from where the GPU's tuning table says that it pays.  cuda_graphs: decoding steps are
+        captured at the start.  overlap: a step is launched before the results of the last one are processed; without
+        drafts, so it needs max_draft_tokens=0. What no GPU has verified yet is off (docs/gpu.md).
     stall_s: no step progressed for so long while there was work: not healthy, and waiters fail.
     """
 
@@ -60,10 +69,16 @@ class EngineConfig:
     stall_s: float = 120.0
     max_draft_tokens: int = 8
     draft_model: str | Path | None = None
+    gpu_memory_utilization: float = 0.9
+    kernels: KernelChoice = "auto"
+    fused_kernels: bool = True
+    shared_prefix_kernel: bool = False
+    cuda_graphs: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         _require(str(self.model) != "", "model must name a folder or a hub id")
-        _require(self.device in ("auto", "cpu"), f"device must be 'auto' or 'cpu', not {self.device!r}")
+        self._check_device()
         dtypes = ("auto", "float32", "bfloat16")
         _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, not {self.dtype!r}")
         _require(self.load_format in ("auto", "dummy"), f"load_format {self.load_format!r} is not auto or dummy")
@@ -76,6 +91,17 @@ class EngineConfig:
         _require(self.restart_limit >= 0, "restart_limit must be at least 0")
         _require(self.restart_backoff_s >= 0, "restart_backoff_s must be at least 0")
         _require(self.stall_s > 0, "stall_s must be more than 0")
+
+    def _check_device(self) -> None:
+        kind, _, index = self.device.partition(":")
+        known = self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit())
+        _require(known, f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1', not {self.device!r}")
+        kernels = ("auto", "reference", "triton")
+        _require(self.kernels in kernels, f"kernels must be one of {kernels}, not {self.kernels!r}")
+        share = self.gpu_memory_utilization
+        _require(0 < share <= 1, f"gpu_memory_utilization must be in (0, 1], not {share}")
+        alone = not self.overlap or self.max_draft_tokens == 0
+        _require(alone, "overlap=True needs max_draft_tokens=0: a draft begins behind a token that is not known yet")
 
 
 @dataclass(frozen=True, slots=True)

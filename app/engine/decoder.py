@@ -9,7 +9,7 @@ from torch import Tensor
 from app.engine.architecture import DecoderSpec, rope_table
 from app.engine.batch import ForwardBatch
 from app.engine.loader import DecoderWeights, LayerWeights
-from app.kernels.reference import paged_attention, rms_norm, rotate, store_kv
+from app.kernels.dispatch import Kernels, ReferenceKernels
 
 
 @dataclass(slots=True)
@@ -20,15 +20,17 @@ class KVCache:
     values: list[Tensor]
 
     @classmethod
-    def allocate(cls, spec: DecoderSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> "KVCache":
+    def allocate(
+        cls, spec: DecoderSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> "KVCache":
         shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
-        pages = [torch.zeros(shape, dtype=dtype) for _ in range(2 * spec.num_layers)]
+        pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * spec.num_layers)]
         return cls(pages[: spec.num_layers], pages[spec.num_layers :])
 
     def clear(self, block_ids: list[int]) -> None:
         """Zero these pages: what a former owner left there, NaN perhaps, must not reach sums it has no weight in."""
         if block_ids:
-            where = torch.tensor(block_ids)
+            where = torch.tensor(block_ids, device=self.keys[0].device)
             for pages in (*self.keys, *self.values):
                 pages.index_fill_(0, where, 0)
 
@@ -36,32 +38,36 @@ class KVCache:
 class Decoder:
     """forward(batch, cache) writes the batch's keys and values and returns logits of the rows that sample."""
 
-    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, max_model_len: int) -> None:
+    def __init__(
+        self, spec: DecoderSpec, weights: DecoderWeights, max_model_len: int, kernels: Kernels | None = None
+    ) -> None:
         self.spec = spec
         self.weights = weights
+        self.kernels = kernels or ReferenceKernels()
         self._cos, self._sin = rope_table(spec, max_model_len, weights.embedding.dtype)
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """float32 [n, vocab] for the n tokens in batch.last."""
-        x = F.embedding(batch.token_ids, self.weights.embedding)
-        rope = self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)
+        norm, eps = self.kernels.add_rms_norm, self.spec.rms_norm_eps
+        stream = F.embedding(batch.token_ids, self.weights.embedding)
+        rope = self.kernels.rope(self._cos, self._sin, batch.positions)
+        change: Tensor | None = None
         for i, layer in enumerate(self.weights.layers):
-            x = x + self._attention(rms_norm(x, layer.input_norm, self.spec.rms_norm_eps), i, rope, batch, cache)
-            x = x + self._mlp(rms_norm(x, layer.post_norm, self.spec.rms_norm_eps), layer)
-        x = rms_norm(x.index_select(0, batch.last), self.weights.norm, self.spec.rms_norm_eps)
-        return F.linear(x, self.weights.head).float()
+            change = self._attention(norm(stream, change, layer.input_norm, eps), i, rope, batch, cache)
+            change = self._mlp(norm(stream, change, layer.post_norm, eps), layer)
+        assert change is not None
+        last, changed = stream.index_select(0, batch.last), change.index_select(0, batch.last)
+        return F.linear(norm(last, changed, self.weights.norm, eps), self.weights.head).float()
 
-    def _attention(self, x: Tensor, i: int, rope: tuple[Tensor, Tensor], batch: ForwardBatch, cache: KVCache) -> Tensor:
+    def _attention(self, x: Tensor, i: int, rope: tuple[Tensor, ...], batch: ForwardBatch, cache: KVCache) -> Tensor:
         spec, layer = self.spec, self.weights.layers[i]
-        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, dim)
-        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = rms_norm(q, layer.q_norm, spec.rms_norm_eps), rms_norm(k, layer.k_norm, spec.rms_norm_eps)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        keys, values = cache.keys[i], cache.values[i]
-        store_kv(k, v, keys, values, batch.kv_rows)
-        out = paged_attention(q, k, v, keys, values, batch.plans[spec.windows[i]], dim**-0.5)
+        heads, dim = spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim
+        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(-1, heads, dim)
+        norms = (layer.q_norm, layer.k_norm) if layer.q_norm is not None and layer.k_norm is not None else None
+        out = self.kernels.attend(
+            qkv, rope, norms, spec.rms_norm_eps, cache.keys[i], cache.values[i], batch.kv_rows,
+            batch.plans[spec.windows[i]], dim**-0.5,
+        )  # fmt: skip
         return F.linear(out.flatten(1), layer.output, layer.output_bias)
 
     def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:

@@ -12,13 +12,15 @@ import torch
 from app.engine.admission import Limits, check_request
 from app.engine.blocks import BlockPool
 from app.engine.config import EngineConfig, SamplingParams
+from app.engine.cost import StepShape
 from app.engine.facts import EngineLoad, EngineStats, Forecaster
 from app.engine.grammar import Grammars
 from app.engine.offline import Collected
+from app.engine.overlap import Flight, take_off, waits, without_placeholders
 from app.engine.prefix import BlockHasher, Label, LabelCount
 from app.engine.quote_lock import QuoteLock, QuoteSources
 from app.engine.request import EngineError, FinishReason, Request, RequestOutput, Sequence, StepOutput, TokenSegment
-from app.engine.runner import ModelRunner, Sampled, resolve_threads
+from app.engine.runner import Launched, ModelRunner, Sampled, resolve_threads
 from app.engine.schedule import Schedule, ScheduledRow
 from app.engine.scheduler import Scheduler
 from app.engine.spec.speculator import Speculator
@@ -60,6 +62,7 @@ class LLMEngine:
         self._seeds = random.Random(config.seed)
         self._stats = EngineStats(total_blocks=self.pool.total, free_blocks=self.pool.total)
         self._ended: dict[FinishReason, int] = {}
+        self._flight: Flight | None = None
 
     @property
     def has_work(self) -> bool:
@@ -111,21 +114,26 @@ class LLMEngine:
         """Schedule, run, postprocess. A step in which nothing can be scheduled returns no tokens."""
         began = time.perf_counter()
         outputs = [self._finish(seq, [], "deadline") for seq in self.scheduler.expired()]
+        if self._flight is not None and any(map(waits, self.scheduler.running)):
+            outputs += self._land()
         self.speculator.propose(self.scheduler.running)
         schedule = self.scheduler.schedule()
+        if self.config.overlap:
+            return outputs + self._land(then=schedule)
         if not schedule.rows:
             self._count(schedule, 0, 0.0)
             return outputs
         shape = schedule.shape()
         self.forecast.stepping(shape)
-        sampled = self._run(schedule)
-        outputs += self._postprocess(schedule, sampled)
-        seconds, ended = time.perf_counter() - began, sum(output.finish_reason is not None for output in outputs)
-        written = sum(len(output.token_ids) for output in outputs)
+        outputs += self._postprocess(schedule, self._run(schedule))
+        self._stepped(schedule, shape, outputs, time.perf_counter() - began)
+        return outputs
+
+    def _stepped(self, schedule: Schedule, shape: StepShape, outputs: list[StepOutput], seconds: float) -> None:
+        ended, written = sum(o.finish_reason is not None for o in outputs), sum(len(o.token_ids) for o in outputs)
         self.forecast.stepped(shape, seconds, ended, written)
         self.scheduler.took(schedule, seconds)
         self._count(schedule, written, seconds)
-        return outputs
 
     def generate(
         self, prompts: list[list[int]], sampling: SamplingParams | list[SamplingParams]
@@ -207,9 +215,51 @@ class LLMEngine:
 
     def _run(self, schedule: Schedule) -> Sampled:
         with torch.inference_mode():
-            self.runner.clear(schedule.partial_blocks)
-            self.speculator.complete(schedule)
+            self._prepare(schedule)
             return self.runner.run(schedule)
+
+    def _launch(self, schedule: Schedule) -> Launched:
+        with torch.inference_mode():
+            self._prepare(schedule)
+            return self.runner.launch(schedule)
+
+    def _prepare(self, schedule: Schedule) -> None:
+        self.runner.prepare(schedule)
+        self.speculator.complete(schedule)
+
+    def _land(self, then: Schedule | None = None) -> list[StepOutput]:
+        """Launch the next step, if any, and process the one before."""
+        last, self._flight = self._flight, None
+        if then is not None and then.rows:
+            self._flight = take_off(then, self._launch, self.runner.tokens)
+        if last is None:
+            self._count(Schedule(), 0, 0.0)
+            return []
+        self.forecast.stepping(last.shape)
+        outputs: list[StepOutput] = []
+        sampled, at = last.launched.wait(), 0
+        for row, count in zip(last.schedule.rows, last.samples, strict=True):
+            if self._sequences.get(row.seq.request_id) is row.seq:  # else it has ended since
+                outputs += self._land_row(row, sampled, at, count)
+            at += count
+        self._stepped(last.schedule, last.shape, outputs, last.seconds())
+        return outputs
+
+    def _land_row(self, row: ScheduledRow, sampled: Sampled, at: int, count: int) -> list[StepOutput]:
+        """A later step may have taken the sequence further, a preemption back to nothing: that stays as it is."""
+        seq, computed = row.seq, row.seq.num_computed
+        if not count:
+            self.scheduler.advance(row)
+            seq.num_computed = computed
+            return []
+        ahead = without_placeholders(row)
+        output = self._append(row, sampled, at, count)
+        if output.finish_reason is None:
+            seq.tokens += ahead
+            seq.num_computed = computed
+            if not ahead:
+                self.runner.tokens.discard(seq)
+        return [output]
 
     def _postprocess(self, schedule: Schedule, sampled: Sampled) -> list[StepOutput]:
         """Advance every row; those that caught up get their tokens and may be done."""

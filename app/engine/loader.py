@@ -62,14 +62,15 @@ def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Decoder
 def dummy_weights(spec: DecoderSpec, dtype: torch.dtype, seed: int) -> DecoderWeights:
     """Random weights of the right shapes: normal with deviation 0.02, norms one, biases zero."""
     weights = _empty(spec, dtype)
-    generator = torch.Generator().manual_seed(seed)
+    device = weights.embedding.device
+    generator = torch.Generator(device).manual_seed(seed)
     for name, target in weights.targets.items():
         if name.endswith("norm.weight"):
             target.fill_(1.0)
         elif name.endswith("bias"):
             target.zero_()
         else:
-            target.copy_(torch.randn(target.shape, generator=generator).mul_(0.02))
+            target.copy_(torch.randn(target.shape, generator=generator, device=device).mul_(0.02))
     weights.targets.clear()
     return weights
 

@@ -178,6 +178,11 @@ class Sequence:
         return len(self.tokens) - self.num_prompt_tokens
 
     @property
+    def num_due(self) -> int:
+        """Tokens to compute; none once the last allowed one is there, though it may be pending (overlap.py)."""
+        return 0 if self.num_output_tokens >= self.max_tokens else len(self.tokens) - self.num_computed
+
+    @property
     def output_token_ids(self) -> list[int]:
         return self.tokens[self.num_prompt_tokens :]
 

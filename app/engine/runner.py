@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,16 +10,20 @@ import torch
 from transformers.utils.hub import cached_file
 
 from app.engine.architecture import DecoderSpec, read_spec
-from app.engine.batch import build_batch
 from app.engine.checksums import verify
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder, KVCache
-from app.engine.loader import dummy_weights, load_weights
+from app.engine.device import Device, Download, open_device, upload_all
+from app.engine.forward import Forward, PagedForward, ReferenceForward
+from app.engine.loader import DecoderWeights, dummy_weights, load_weights
 from app.engine.request import Alternatives, Sequence
 from app.engine.sampler import SampledTokens, sample
 from app.engine.sampling_batch import SamplingBatches
 from app.engine.schedule import Schedule
+from app.engine.sizing import pool_budget
 from app.engine.spec.model import DraftModel
+from app.engine.token_pool import TokenPool
+from app.kernels.dispatch import ReferenceKernels, Switches, TritonKernels, choose
 
 DEFAULT_KV_BYTES = 512 * 1024**2
 _OPTIONAL_FILES = (
@@ -34,6 +39,39 @@ class Sampled:
     token_ids: list[int]
     logprobs: dict[int, float] = field(default_factory=dict)
     top_logprobs: dict[int, Alternatives] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """SampledTokens on their way to the host."""
+
+    tokens: Download
+    logprobs: Download
+    top_ids: Download
+    top_logprobs: Download
+
+    @classmethod
+    def of(cls, found: SampledTokens, device: Device) -> "Found":
+        parts = found.tokens, found.logprobs, found.top_ids, found.top_logprobs
+        return cls(*map(device.download, parts))
+
+    def wait(self) -> SampledTokens:
+        return SampledTokens(self.tokens.wait(), self.logprobs.wait(), self.top_ids.wait(), self.top_logprobs.wait())
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step whose results may not be there yet.
+
+    rows: which of its tokens have log probabilities.  num_top: how many alternatives each token's request wants.
+    """
+
+    found: Found | None
+    rows: list[int]
+    num_top: list[int]
+
+    def wait(self) -> Sampled:
+        return Sampled([]) if self.found is None else _sampled(self.found.wait(), self.rows, self.num_top)
 
 
 def resolve_folder(model: str | Path, revision: str | None = None) -> Path:
@@ -71,11 +109,13 @@ def _verify(folder: Path, config: EngineConfig) -> None:
         verify(folder, path)
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """ "auto" on a CPU: bfloat16 where it multiplies natively. Measured on a Zen 5 core with batches of 8 and
-    more tokens: linear layers 3-5x faster than float32; at one token about equal."""
+def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU, and on a CPU that multiplies it natively. Measured on a Zen 5 core with batches of
+    8 and more tokens: linear layers 3-5x faster than float32; at one token about equal."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device is not None and device.type == "cuda":
+        return torch.bfloat16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -92,18 +132,54 @@ class ModelRunner:
         self.folder = folder
         _verify(folder, config)
         self.spec = read_spec(folder)
-        self.dtype = resolve_dtype(config.dtype)
+        self.device = open_device(config.device)
+        self.dtype = resolve_dtype(config.dtype, self.device.torch)
         self.block_size = config.block_size
+        self.kernels = choose_kernels(config, self.device, self.spec, self.dtype)
         draft = resolve_folder(config.draft_model) if config.draft_model and config.max_draft_tokens else None
-        self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype, draft)
-        dummy = config.load_format == "dummy"
-        load = dummy_weights(self.spec, self.dtype, config.seed) if dummy else None
-        weights = load or load_weights(folder, self.spec, self.dtype)
-        self.decoder = Decoder(self.spec, weights, self.max_model_len)
-        self.cache = KVCache.allocate(self.spec, self.num_blocks, config.block_size, self.dtype)
+        longest = longest_request(config, self.spec)
+        if isinstance(self.kernels, ReferenceKernels):  # a GPU's pool is measured with the model in place
+            _, longest = pool_shape(config, self.spec, self.dtype, draft)
+        with self._on_device():
+            self.decoder = Decoder(self.spec, self._load(config), longest, self.kernels)
+        self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype, draft, self._budget(config))
+        self.tokens = TokenPool(config.max_num_seqs, self.device)
+        self._keeps_tokens = config.overlap
+        self.cache, self._forward = self._prepared(config)
         self.draft_model = self._draft_model(draft) if draft is not None else None
         self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
-        self._windows = set(self.spec.windows)
+
+    def _load(self, config: EngineConfig) -> DecoderWeights:
+        if config.load_format == "dummy":
+            return dummy_weights(self.spec, self.dtype, config.seed)
+        return load_weights(self.folder, self.spec, self.dtype)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Tensors are made there. On the CPU they are anyway, and the context would cost time."""
+        return nullcontext() if self.device.torch.type == "cpu" else self.device.torch
+
+    def _budget(self, config: EngineConfig) -> int | None:
+        if isinstance(self.kernels, ReferenceKernels):
+            return None
+        return pool_budget(config, self.device, self.decoder, self.kernels, longest_request(config, self.spec))
+
+    def _prepared(self, config: EngineConfig) -> tuple[KVCache, Forward]:
+        """The pages, and what runs the model over them."""
+        size = config.block_size
+        if isinstance(self.kernels, ReferenceKernels):
+            cache = KVCache.allocate(self.spec, self.num_blocks, size, self.dtype)
+            return cache, ReferenceForward(self.decoder, cache, self.tokens, size)
+        if config.draft_model and config.max_draft_tokens:
+            raise ValueError("draft_model runs on the CPU's kernels only so far; leave it out, or use device='cpu'")
+        cache = KVCache.allocate(self.spec, self.num_blocks + 1, size, self.dtype, self.device.torch)
+        forward = PagedForward(
+            self.device, self.decoder, cache, self.kernels, self.tokens, max_seqs=config.max_num_seqs,
+            max_model_len=self.max_model_len, block_size=size,
+        )  # fmt: skip
+        forward.compile()
+        if config.cuda_graphs:
+            forward.capture_all(config.max_draft_tokens)
+        return cache, forward
 
     def _draft_model(self, folder: Path) -> DraftModel:
         return DraftModel(
@@ -117,26 +193,36 @@ class ModelRunner:
         if self.draft_model is not None:
             self.draft_model.cache.clear(block_ids)
 
+    def prepare(self, schedule: Schedule) -> None:
+        """Clear what former owners left in the blocks that this step begins; our own kernels never read that."""
+        if isinstance(self.kernels, ReferenceKernels):
+            self.clear(schedule.partial_blocks)
+
     def run(self, schedule: Schedule) -> Sampled:
-        batch = build_batch(
-            schedule,
-            block_size=self.block_size,
-            num_kv_heads=self.spec.num_kv_heads,
-            windows=self._windows,
-        )
+        return self.launch(schedule).wait()
+
+    def launch(self, schedule: Schedule) -> Launched:
+        """Everything up to the copy of the results to the host, which is still under way on a GPU."""
         if self.draft_model is not None:
             self.draft_model.read(schedule)
-        logits = self.decoder.forward(batch, self.cache)
+        logits = self._forward.run(schedule)
         rows = [row for row in schedule.rows if row.samples]
         if not rows:
-            return Sampled([])
+            return Launched(None, [], [])
         request = self.sampling.batch([row.seq for row in rows], [row.draft for row in rows])
         wanted = [row.seq.sampling.logprobs or 0 for row in rows for _ in range(row.num_samples)]
-        return _sampled(sample(logits, request), request.with_logprobs.tolist(), wanted)
+        with_logprobs = request.with_logprobs.tolist()
+        with self._on_device():
+            found = sample(logits, upload_all(request, self.device))
+        if self._keeps_tokens:
+            self.tokens.keep([row.seq for row in rows], found.tokens)
+        return Launched(Found.of(found, self.device), with_logprobs, wanted)
 
     def discard(self, seq: Sequence) -> None:
         """The sequence has ended."""
         self.sampling.discard(seq)
+        self._forward.discard(seq)
+        self.tokens.discard(seq)
 
 
 def _sampled(found: SampledTokens, rows: list[int], num_top: list[int]) -> Sampled:
@@ -149,18 +235,33 @@ def _sampled(found: SampledTokens, rows: list[int], num_top: list[int]) -> Sampl
     return sampled
 
 
+def choose_kernels(
+    config: EngineConfig, device: Device, spec: DecoderSpec, dtype: torch.dtype
+) -> ReferenceKernels | TritonKernels:
+    """Decided once; see dispatch.py."""
+    return choose(
+        config.kernels, device.torch, device.name, group=spec.num_heads // spec.num_kv_heads, head_dim=spec.head_dim,
+        dtype=dtype, switches=Switches(shared_prefix=config.shared_prefix_kernel, fused=config.fused_kernels),
+    )  # fmt: skip
+
+
+def longest_request(config: EngineConfig, spec: DecoderSpec) -> int:
+    """Prompt and output that settings and model allow, whatever the pool holds."""
+    return min(config.max_model_len or spec.max_position, spec.max_position)
+
+
 def pool_shape(
-    config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, draft: Path | None = None
+    config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, draft: Path | None = None, budget: int | None = None
 ) -> tuple[int, int]:
     """Number of KV blocks, and the longest request (prompt and output) that they and the model can hold.
 
-    A draft model's pages are in the same blocks and count.
+    A draft model's pages are in the same blocks and count. budget: bytes of the pool where a device measured them.
     """
-    longest = min(config.max_model_len or spec.max_position, spec.max_position)
+    longest = longest_request(config, spec)
     useful = config.max_num_seqs * -(-longest // config.block_size)
     specs = [spec] if draft is None else [spec, read_spec(draft)]
     per_block = sum(one.kv_bytes_per_token(dtype) for one in specs) * config.block_size
-    budget = config.kv_cache_bytes or DEFAULT_KV_BYTES
+    budget = budget or config.kv_cache_bytes or DEFAULT_KV_BYTES
     num_blocks = config.num_blocks or min(useful, budget // per_block)
     if num_blocks < 1:
         raise ValueError(f"kv_cache_bytes={budget} holds no block of {per_block} bytes; raise it")

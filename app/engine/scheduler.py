@@ -78,7 +78,7 @@ class Scheduler:
             return
         first, last = row.start // self.block_size, seq.num_computed // self.block_size
         self._extend_keys(seq, last)
-        for i in range(first, last):
+        for i in range(first, min(last, len(seq.blocks))):  # fewer where it was preempted since (overlap.py)
             self.pool.publish(seq.blocks[i], seq.keys[i], seq.sources.through((i + 1) * self.block_size))
             self._computing.pop(seq.keys[i], None)
 
@@ -109,7 +109,7 @@ class Scheduler:
     def _schedule_running(self, rows: list[ScheduledRow]) -> bool:
         """Those that decode, then those that catch up, each by rank. Whether somebody had to be preempted."""
         budget = self.max_num_batched_tokens
-        due = {seq: len(seq.tokens) - seq.num_computed for seq in self.running}
+        due = {seq: seq.num_due for seq in self.running}
         self._long_chunk = self._long_prompt_chunk()
         gone: set[Sequence] = set()
         for seq in sorted(self.running, key=lambda seq: due[seq] > 1):

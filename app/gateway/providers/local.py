@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from app.config import EngineSettings
 from app.errors import Conflict, UpstreamError
@@ -15,6 +15,7 @@ from app.gateway.schemas import ChatRequest, Delta, Message
 
 if TYPE_CHECKING:
     from app.engine import AsyncEngine, EngineStats, TokenSegment
+    from app.engine.config import KernelChoice
     from app.gateway.providers.local_request import RequestBuilder
 
 # Requests in flight may finish for so long when the process stops.
@@ -62,7 +63,13 @@ class LocalProvider:
             max_num_seqs=s.max_num_seqs,
             max_num_batched_tokens=s.max_num_batched_tokens,
             max_model_len=s.max_model_len or None,
-            kv_cache_bytes=s.kv_cache_bytes,
+            kv_cache_bytes=s.kv_cache_bytes or None,
+            gpu_memory_utilization=s.gpu_memory_utilization,
+            kernels=cast("KernelChoice", s.kernels),
+            fused_kernels=s.fused_kernels,
+            shared_prefix_kernel=s.shared_prefix_kernel,
+            cuda_graphs=s.cuda_graphs,
+            overlap=s.overlap,
             threads=s.threads or None,
             max_draft_tokens=s.max_draft_tokens,
             draft_model=s.draft_model or None,

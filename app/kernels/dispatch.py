@@ -1,0 +1,152 @@
+"""Which kernels an engine uses: decided once, at its start. Triton is imported here and only when it is asked for.
+
+Every fast path has a switch, so that what misbehaves on a machine can be turned off there (docs/gpu.md).
+"""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from app.kernels import reference
+from app.kernels.shared_prefix import never
+from app.kernels.tuning import Tuning, load_tuning
+from app.kernels.variants import KernelShape, Variant
+
+Choice = Literal["auto", "reference", "triton"]
+Norms = tuple[Tensor, Tensor] | None
+
+
+class Kernels(Protocol):
+    """What a decoder layer is made of besides matrix products. `plan` and `slots` are those of the same step."""
+
+    def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """What attend() needs of the tables [L, D] at these positions; once per step."""
+
+    def add_rms_norm(self, stream: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """stream += change in place where there is one, then the norm of the stream."""
+
+    def attend(
+        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, k_pages: Tensor, v_pages: Tensor,
+        slots: Tensor, plan: Any, scale: float,
+    ) -> Tensor:  # fmt: skip
+        """Norm and turn queries and keys of qkv [T, H + 2K, D], store keys and values, attend -> [T, H, D]."""
+
+
+class ReferenceKernels:
+    """Plain PyTorch on the CPU; slots: int64 [T * K] rows of the pages, plan: AttentionPlan."""
+
+    def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+    def add_rms_norm(self, stream: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        return reference.rms_norm(stream if change is None else stream.add_(change), weight, eps)
+
+    def attend(
+        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, k_pages: Tensor, v_pages: Tensor,
+        slots: Tensor, plan: Any, scale: float,
+    ) -> Tensor:  # fmt: skip
+        kv_heads = k_pages.shape[1]
+        q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
+        if norms is not None:
+            q, k = reference.rms_norm(q, norms[0], eps), reference.rms_norm(k, norms[1], eps)
+        cos, sin = rope
+        q, k = reference.rotate(q, cos, sin), reference.rotate(k, cos, sin)
+        reference.store_kv(k, v, k_pages, v_pages, slots)
+        return reference.paged_attention(q, k, v, k_pages, v_pages, plan, scale)
+
+
+class TritonKernels:
+    """This package's kernels; slots: integers [T], page * S + place, plan: DevicePlan.
+
+    fused: norms and the page write by our kernels; False: by PyTorch.
+    """
+
+    def __init__(self, tuning: Tuning, *, fused: bool = True) -> None:
+        from app.kernels import paged_attention, rms_norm, store_kv
+
+        self.tuning, self.fused = tuning, fused
+        self._attention = paged_attention.paged_attention
+        self._store = store_kv.store_kv if fused else store_kv.store_kv_reference
+        self._norm = rms_norm.add_rms_norm if fused else rms_norm.add_rms_norm_reference
+
+    def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        return cos, sin, positions
+
+    def add_rms_norm(self, stream: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        return self._norm(stream, change, weight, eps)
+
+    def attend(
+        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, k_pages: Tensor, v_pages: Tensor,
+        slots: Tensor, plan: Any, scale: float,
+    ) -> Tensor:  # fmt: skip
+        cos, sin, positions = rope
+        q = self._store(qkv, positions, slots, cos, sin, k_pages, v_pages, norms, eps)
+        return self._attention(q, k_pages, v_pages, plan, scale, self.tuning.tiles)
+
+    def variants(self, shape: KernelShape, *, has_norm: bool) -> list[Variant]:
+        """Everything that serving can ask to be compiled. has_norm: of query and key heads."""
+        from app.kernels import merge_lse, paged_attention, rms_norm, store_kv
+
+        attention = paged_attention.variants(shape, self.tuning.tiles) + merge_lse.variants(shape)
+        return attention + (store_kv.variants(shape, has_norm) + rms_norm.variants(shape) if self.fused else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """shared_prefix: read a prefix once for several rows, from where the tuning table says that it pays.
+    fused: see TritonKernels."""
+
+    shared_prefix: bool = False
+    fused: bool = True
+
+
+def choose(
+    choice: Choice, device: torch.device, gpu: str, *, group: int, head_dim: int, dtype: torch.dtype,
+    switches: Switches | None = None,
+) -> ReferenceKernels | TritonKernels:  # fmt: skip
+    """gpu: the device's name in the tuning table. Raises ValueError with one sentence where the choice cannot run."""
+    wanted = ("triton" if device.type == "cuda" else "reference") if choice == "auto" else choice
+    if wanted == "reference":
+        if device.type != "cpu":
+            raise ValueError(
+                f"kernels='reference' run on the CPU only, not on {device}; choose 'triton' or device='cpu'"
+            )
+        return ReferenceKernels()
+    _require_triton(device)
+    switches = switches or Switches()
+    tuning = load_tuning(gpu, group, head_dim, dtype)
+    kernels = TritonKernels(
+        Tuning(tuning.tiles, tuning.use_shared if switches.shared_prefix else never), fused=switches.fused
+    )
+    from app.kernels.launch import check_heads
+
+    check_heads(group, 1, head_dim)
+    return kernels
+
+
+def _require_triton(device: torch.device) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError(
+            f"{device} needs the package triton, which is not installed; pip install triton or device='cpu'"
+        )
+    if device.type == "cuda":
+        _require_driver(device)
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("kernels='triton' need a CUDA device, or TRITON_INTERPRET=1 to be interpreted on the CPU")
+
+
+def _require_driver(device: torch.device) -> None:
+    import triton
+
+    try:
+        target = triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        raise ValueError(f"Triton finds no driver that it can use for {device} ({error}); use device='cpu'") from error
+    if target.backend == "cuda" and target.arch < 80:
+        raise ValueError(
+            f"the kernels need compute capability 8.0 (Ampere), {device} has {target.arch / 10}; use device='cpu'"
+        )
