@@ -16,9 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from app.rag.chunking import chunk
-from app.rag.prompts import HEADER, LEAD_INS, REFUSAL, render_passage, render_question
+from app.rag.prompts import HEADER, REFUSAL, render_passage, render_question
 from app.rag.structure import sentence_starts
 
+# (before, after) the citation: `The contract states [2]: "..."`. The number stands before the quote.
+LEAD_INS = (("The contract states", ""), ("Passage", " says"), ("According to", ""), ("See", ""))
 IGNORE = -100
 CHOICE_WEIGHT = 5.0  # of the tokens that choose: refuse or answer, which passage, which sentence, where to stop
 COPY_WEIGHT, OTHER_WEIGHT = 1.0, 0.5  # of the tokens that continue a quote, and of the fixed words around it

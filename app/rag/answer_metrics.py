@@ -3,16 +3,15 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from app.errors import InvalidRequest
 from app.rag.chunking import Chunk
 from app.rag.citations import Citation
-from app.rag.evaluation import Progress, read_lines, stratified
+from app.rag.evaluation import read_lines, stratified
 
 HIT_F1 = 0.5
 ORACLE_PASSAGES = 5
@@ -46,36 +45,6 @@ class AnswerResult:
     answer: str
     refused: bool
     citations: tuple[Citation, ...] = ()
-
-
-Ask = Callable[[EvalQuestion], Awaitable[AnswerResult]]
-
-
-async def evaluate_answers(
-    contracts: Path,
-    questions: Path,
-    ask: Ask,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Ask each question through `ask`, one after the other, and aggregate. All fractions 0-1.
-
-    The sample is stratified by answerability and category. Raises InvalidRequest when a question names a contract
-    that is not in `contracts`.
-    """
-    known = {row["contract"] for row in read_lines(contracts)}
-    rows = [_question(row) for row in read_lines(questions)]
-    if missing := {row.contract for row in rows} - known:
-        raise InvalidRequest(f"{questions} asks about {sorted(missing)[0]!r}, which is not in {contracts}.")
-    if limit is not None:
-        rows = stratified(rows, lambda row: f"{bool(row.answers)} {row.category}", limit, seed)
-    results = []
-    for done, row in enumerate(rows, 1):
-        results.append(await ask(row))
-        progress("ask", done, len(rows))
-    return summarise_answers(rows, results)
 
 
 def load_questions(path: Path, limit: int | None, seed: int) -> list[EvalQuestion]:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 REFUSAL = "The documents provided do not answer this question."
 HEADER = "Passages:\n\n"
-# (before, after) the citation: `The contract states [2]: "..."`. The number stands before the quote.
-LEAD_INS = (("The contract states", ""), ("Passage", " says"), ("According to", ""), ("See", ""))
 
 
 def render_passage(number: int, title: str, section: str, text: str) -> str:
