@@ -1,5 +1,6 @@
 """create_app(settings): the application, as explicit lists of what it serves and how it fails."""
 
+import gc
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,10 +29,25 @@ from app.config import Settings
 from app.errors import AppError, Forbidden, InvalidRequest, NotFound, PayloadTooLarge, Unauthenticated
 from app.gateway.controllers import ChatController
 from app.gateway.controllers_anthropic import MessagesController
+from app.gateway.controllers_budgets import BudgetController
+from app.gateway.controllers_catalog import (
+    ConfigController,
+    CredentialController,
+    PriceController,
+    RouteTableController,
+    TargetController,
+    provide_editor,
+)
+from app.gateway.controllers_engine import EngineController, watch
+from app.gateway.controllers_requests import RequestController, get_series, get_usage
+from app.gateway.controllers_routes import RouteController
 from app.rag.controllers import DocumentController, answer, get_job, search
 from app.services import Services, open_services
 from app.tenants.auth import PUBLIC, provide_principal, requires_key
 from app.tenants.controllers import KeyController, me
+from app.tenants.controllers_session import SessionController
+from app.tenants.controllers_tenants import TenantController, list_audit, own_tenant
+from app.tenants.controllers_users import UserController
 
 log = telemetry.logger(__name__)
 Handler = Any
@@ -79,7 +95,35 @@ def create_app(settings: Settings | None = None) -> Litestar:
     settings = settings or Settings.load()
     models = Router("/", route_handlers=[ChatController, MessagesController])
     return Litestar(
-        route_handlers=[live, ready, metrics, me, KeyController, DocumentController, get_job, search, answer, models],
+        route_handlers=[
+            live,
+            ready,
+            metrics,
+            me,
+            KeyController,
+            UserController,
+            SessionController,
+            RouteController,
+            TargetController,
+            RouteTableController,
+            PriceController,
+            CredentialController,
+            ConfigController,
+            BudgetController,
+            RequestController,
+            EngineController,
+            watch,
+            get_usage,
+            get_series,
+            TenantController,
+            own_tenant,
+            list_audit,
+            DocumentController,
+            get_job,
+            search,
+            answer,
+            models,
+        ],
         guards=[requires_key],
         dependencies=_dependencies(),
         exception_handlers=_handlers(),
@@ -98,7 +142,11 @@ async def _lifespan(settings: Settings, app: Litestar) -> AsyncIterator[None]:
     async with open_services(settings) as services:
         app.state.services = services
         app.state.authenticator = services.authenticator
+        # What is loaded by now stays: the collector need not walk through it again and again while requests wait.
+        gc.collect()
+        gc.freeze()
         yield
+    gc.unfreeze()
     telemetry.flush_traces()
 
 
@@ -118,6 +166,13 @@ def _dependencies() -> dict[str, Provide]:
         "database": "database",
         "gateway": "gateway",
         "embeddings": "embeddings",
+        "authenticator": "authenticator",
+        "logins": "logins",
+        "sign_on": "sign_on",
+        "sealer": "sealer",
+        "meter": "meter",
+        "reloader": "reloader",
+        "events": "events",
         "documents": "documents",
         "searching": "search",
         "answers": "answers",
@@ -126,6 +181,7 @@ def _dependencies() -> dict[str, Provide]:
     return {
         "services": Provide(services, sync_to_thread=False),
         "principal": Provide(provide_principal, sync_to_thread=False),
+        "editor": Provide(provide_editor, sync_to_thread=False),
         **{dependency: service(attribute) for dependency, attribute in named.items()},
     }
 

@@ -17,12 +17,14 @@ from app.client import Client, ClientError, ask, ingest
 from app.config import Settings, settings_page
 from app.db import Database
 from app.errors import AppError
-from app.tenants import service
-from app.tenants.principal import Scope
+from app.tenants import audit, service, users
+from app.tenants.passwords import Passwords
+from app.tenants.principal import TENANT_SCOPES, Scope
+from app.tenants.sealing import new_key
 
 T = TypeVar("T")
 console = Console(highlight=False)
-ALL_SCOPES = ",".join(Scope)
+ALL_SCOPES = ",".join(scope for scope in Scope if scope in TENANT_SCOPES)
 
 
 class _Group(click.Group):
@@ -184,6 +186,53 @@ def key_revoke(tenant_name: str, key_id: Any) -> None:
 
     _with_session(run)
     console.print("revoked")
+
+
+@main.group()
+def user() -> None:
+    """People who log in to the console (works on the configured database)."""
+
+
+@user.command("create")
+@click.argument("tenant_name")
+@click.argument("email")
+@click.option("--name", default="", help="Shown name (default: the address).")
+@click.option("--role", default="owner", show_default=True, help="owner, admin, member or viewer.")
+@click.option("--labels", default="", help="Comma-separated matters the person holds.")
+@click.option("--operator", is_flag=True, help="Also runs the installation, above all tenants.")
+@click.password_option(help="Asked for where it is not given.")
+def user_create(tenant_name: str, email: str, name: str, role: str, labels: str, operator: bool, password: str) -> None:
+    """Add a person with a password."""
+
+    async def run(session: AsyncSession) -> None:
+        owner = await service.get_tenant(session, tenant_name)
+        hashed = await Passwords().hash(password)
+        new = users.NewUser(email, name or email, role, _split(labels), operator, hashed)
+        await users.create_user(session, owner.id, new, None)
+
+    _with_session(run)
+    console.print("created")
+
+
+@main.group("audit")
+def audit_group() -> None:
+    """The audit log (works on the configured database)."""
+
+
+@audit_group.command("verify")
+@click.option("--expect", help="The last hash that is expected.")
+def audit_verify(expect: str | None) -> None:
+    """Check that no entry was changed or taken away; exit status 1 where one was."""
+    chain = _with_session(audit.verify)
+    if expect and expect != chain.head:
+        raise click.ClickException(f"The chain is whole but ends in {chain.head}.")
+    click.echo(f"{chain.entries} entries, whole. Last hash: {chain.head}")
+
+
+@main.command("secret-key")
+def secret_key() -> None:
+    """Print a new key for PRECEDENT_AUTH_ENCRYPTION_KEY."""
+    click.echo(new_key())
 
 
 @main.group("eval")

@@ -1,7 +1,7 @@
 """Everything that lives as long as the process, opened and closed in order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -9,13 +9,20 @@ from functools import partial
 from app import migrate
 from app.config import Settings
 from app.db import Database
-from app.errors import AppError
+from app.errors import AppError, ConfigurationError
+from app.gateway import catalog
+from app.gateway.cache.exact import ExactCache
 from app.gateway.embeddings import Embeddings
+from app.gateway.events import EventBus
+from app.gateway.health import Prober
+from app.gateway.limits_redis import open_limits
+from app.gateway.metering import Meter
 from app.gateway.providers.local import LocalProvider
-from app.gateway.providers.registry import make_provider
-from app.gateway.routing import Router
+from app.gateway.reload import Reloader
 from app.gateway.schemas import Message, Segment
 from app.gateway.service import Gateway
+from app.gateway.switchboard import Switchboard, build
+from app.gateway.writer import Writer
 from app.jobs import JobRunner
 from app.metrics import Metrics
 from app.rag.answers import LEGAL_PROMPT, AnswerService
@@ -28,6 +35,9 @@ from app.rag.retrieval import Retriever
 from app.rag.search import SearchService
 from app.telemetry import logger
 from app.tenants.auth import Authenticator
+from app.tenants.oidc import SingleSignOn
+from app.tenants.sealing import Sealer
+from app.tenants.sessions import Logins
 
 log = logger(__name__)
 
@@ -39,11 +49,18 @@ class Services:
     settings: Settings
     database: Database
     authenticator: Authenticator
+    logins: Logins
+    sign_on: SingleSignOn
     gateway: Gateway
     embeddings: Embeddings
     documents: DocumentService
     search: SearchService
     answers: AnswerService
+    sealer: Sealer
+    meter: Meter
+    events: EventBus
+    reloader: Reloader
+    prober: Prober
     jobs: JobRunner
     metrics: Metrics
     failures: dict[str, str] = field(default_factory=dict)
@@ -71,6 +88,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         services = await _wire(settings, database, stack)
         await services.jobs.start()
         stack.push_async_callback(services.jobs.stop)
+        for task in (services.prober, services.reloader):
+            await task.start()
+            stack.push_async_callback(task.stop)
         start = asyncio.create_task(_start_targets(services))
         stack.push_async_callback(_stop_targets, services, start)
         yield services
@@ -84,29 +104,53 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     index = await asyncio.to_thread(EdgeIndex, folder, embedder.dimension, model=embedder.name)
     stack.push_async_callback(asyncio.to_thread, index.close)
     files = FileStore(settings.directory)
-    router = Router(settings)
-    providers = {target.name: make_provider(target, settings.engine) for target in router.targets.values()}
-    gateway = Gateway(database, router, providers)
+    sealer = Sealer(settings.auth.encryption_key)
+    writer = Writer(database, settings.log)
+    await writer.start()
+    stack.push_async_callback(writer.stop)
+    limits = open_limits(settings.limits.redis_url, settings.limits.lease_seconds)
+    stack.push_async_callback(limits.close)
+    meter = Meter(limits, database, writer, settings.limits)
+    stored = await catalog.read_stored(database, sealer)
+    events = EventBus()
+    cache = ExactCache(settings.cache.max_bytes)
+    gateway = Gateway(_switchboard(settings, stored), meter, writer, metrics, events, cache)
     forgetting = Forgetting()
     documents = DocumentService(database, files, index, forgetting)
     search = SearchService(database, Retriever(index, embedder), documents)
     ingestion = Ingestion(database, files, index, embedder, settings.rag.chunk_characters, forgetting)
-    for provider in providers.values():
-        if isinstance(provider, LocalProvider):
-            forgetting.tell(provider.forget)
+    forgetting.tell(partial(_forget, gateway))
     return Services(
         settings=settings,
         database=database,
-        authenticator=Authenticator(database, settings.auth.key_cache_seconds),
+        authenticator=Authenticator(database, settings.auth),
+        logins=Logins(database, settings.auth),
+        sign_on=SingleSignOn(settings.oidc, settings.server.public_url, sealer, database),
         gateway=gateway,
-        embeddings=Embeddings(database, embedder),
+        sealer=sealer,
+        meter=meter,
+        events=events,
+        embeddings=Embeddings(embedder, meter, gateway, writer),
         documents=documents,
         search=search,
         answers=AnswerService(search, gateway, settings.rag, forgetting),
+        reloader=Reloader(settings, database, sealer, gateway, stored, events),
+        prober=Prober(gateway),
         jobs=JobRunner(database, {INGEST: ingestion}, settings.rag.ingest_workers),
         metrics=metrics,
-        starting=set(providers),
+        starting=set(gateway.providers),
     )
+
+
+def _switchboard(settings: Settings, stored: catalog.Stored) -> Switchboard:
+    """With what the API made; where that no longer agrees with the file, the file alone."""
+    try:
+        return build(catalog.overlaid(settings, stored.entries), stored.secrets)
+    except ConfigurationError as error:
+        if not stored.entries:
+            raise
+        log.error("what the API changed does not fit the file and is left out", reason=error.detail)
+        return build(settings, stored.secrets)
 
 
 async def _start_targets(services: Services) -> None:
@@ -124,6 +168,12 @@ async def _start_targets(services: Services) -> None:
 
 def _counters(provider: LocalProvider) -> dict[str, float]:
     return asdict(provider.stats())
+
+
+async def _forget(gateway: Gateway, gone: Collection[str]) -> None:
+    for provider in gateway.providers.values():
+        if isinstance(provider, LocalProvider):
+            await provider.forget(gone)
 
 
 async def _pin_policy(provider: LocalProvider) -> None:

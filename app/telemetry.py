@@ -32,16 +32,20 @@ class Stages:
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self.timings_ms: dict[str, float] = {}
+        self._spans: list[dict[str, Any]] = []
 
     @contextmanager
     def stage(self, name: str, **attributes: Any) -> Iterator[trace.Span]:
         """Time the block as span and figure."""
         begin = time.perf_counter()
-        with tracer.start_as_current_span(name, attributes=attributes) as span:
-            try:
-                yield span
-            finally:
-                self._record(name, (time.perf_counter() - begin) * 1000)
+        try:
+            if recording():
+                with tracer.start_as_current_span(name, attributes=attributes) as span:
+                    yield span
+            else:
+                yield trace.INVALID_SPAN
+        finally:
+            self._record(name, (time.perf_counter() - begin) * 1000)
 
     def add(self, name: str, milliseconds: float, **attributes: Any) -> None:
         """A stage that somebody else timed and that ended just now."""
@@ -54,7 +58,14 @@ class Stages:
         """All figures with `total` since this object was made."""
         return {**self.timings_ms, "total": round((time.perf_counter() - self._start) * 1000, 3)}
 
+    def spans(self) -> list[dict[str, Any]]:
+        """Each stage's name, start and duration in milliseconds since this object was made, in the order they ended."""
+        return self._spans
+
     def _record(self, name: str, milliseconds: float) -> None:
+        end = (time.perf_counter() - self._start) * 1000
+        start = round(max(0.0, end - milliseconds), 3)
+        self._spans.append({"name": name, "start_ms": start, "duration_ms": round(milliseconds, 3)})
         self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + milliseconds, 3)
 
 
@@ -65,6 +76,11 @@ def configure_tracing(settings: TelemetrySettings) -> bool:
         exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
         provider.add_span_processor(BatchSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
+    return recording()
+
+
+def recording() -> bool:
+    """Whether anybody records spans. Where nobody does they are not even begun: that too takes its time."""
     return isinstance(trace.get_tracer_provider(), TracerProvider)
 
 

@@ -19,6 +19,7 @@ from app import migrate
 from app.asgi import create_app
 from app.config import (
     EngineSettings,
+    LogSettings,
     RouteSettings,
     Settings,
     StorageSettings,
@@ -30,7 +31,7 @@ from app.errors import NotFound
 from app.rag.prompts import REFUSAL
 from app.services import Services
 from app.tenants import service
-from app.tenants.principal import Scope
+from app.tenants.principal import TENANT_SCOPES
 from tests.servers import ServerMissing, free_port, postgres_server, redis_server
 
 
@@ -65,6 +66,16 @@ def postgres_url() -> Iterator[str]:
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def empty_postgres() -> Iterator[str]:
+    """A server for one test, which may migrate it."""
+    try:
+        with postgres_server() as url:
+            yield url
+    except ServerMissing as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     try:
@@ -86,7 +97,7 @@ class Site:
     client: AsyncTestClient[Litestar]
     services: Services
 
-    async def key(self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)) -> str:
+    async def key(self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = TENANT_SCOPES) -> str:
         """The secret of a new key; the tenant is made where it is missing."""
         async with self.services.database.session() as session:
             try:
@@ -98,9 +109,15 @@ class Site:
             return new.secret
 
     async def headers(
-        self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = tuple(Scope)
+        self, tenant: str = "firm", *, labels: str = "", scopes: Iterable[str] = TENANT_SCOPES
     ) -> dict[str, str]:
         return {"authorization": f"Bearer {await self.key(tenant, labels=labels, scopes=scopes)}"}
+
+    async def logged(self) -> None:
+        """Returns once every request that has ended is in the request log. The application has a loop of its own."""
+        async with asyncio.timeout(20):
+            while self.services.gateway.writer.pending:
+                await asyncio.sleep(0.01)
 
     async def file(self, name: str, data: bytes | str, headers: dict[str, str], **form: str) -> dict[str, Any]:
         """File one document and wait for its job; returns the job."""
@@ -127,6 +144,7 @@ def fake_settings(directory: Path, **changes: Any) -> Settings:
     settings = Settings(
         storage=StorageSettings(database_url=f"sqlite+aiosqlite:///{directory}/test.db", directory=str(directory)),
         engine=EngineSettings(model=""),
+        log=LogSettings(flush_seconds=0.01),
         telemetry=TelemetrySettings(log_level="error"),
         targets=(TargetSettings(name="fake", provider="fake"),),
         routes=(RouteSettings(model="echo", targets=("fake",)),),

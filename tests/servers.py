@@ -74,7 +74,18 @@ def postgres_server() -> Iterator[str]:
         subprocess.run(initialise, check=True, capture_output=True)
         command = [*prefix, postgres, "-D", str(data), "-p", str(port), "-k", folder, "-c", "fsync=off"]
         with _process([*command, "-c", "listen_addresses=127.0.0.1"], port):
+            _wait_until_ready(port)
             yield f"postgresql+asyncpg://precedent@127.0.0.1:{port}/postgres"
+
+
+def _wait_until_ready(port: int) -> None:
+    """PostgreSQL listens before it takes connections."""
+    asking = [find_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    deadline = time.monotonic() + START_SECONDS
+    while subprocess.run(asking, check=False).returncode:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"PostgreSQL takes no connections after {START_SECONDS:g} s")
+        time.sleep(0.05)
 
 
 def _as_unprivileged(folder: str) -> list[str]:

@@ -10,9 +10,13 @@ from litestar.params import FromPath, JSONBody
 
 from app.errors import AppError, ModelNotFound
 from app.gateway.embeddings import Embeddings
+from app.gateway.headers import answer_headers
+from app.gateway.hints import with_headers
+from app.gateway.providers.tee import OPENAI
 from app.gateway.schemas import ChatRequest, Delta, Usage
-from app.gateway.service import ChatStream, Gateway
-from app.gateway.streaming import Frames, said_headers, stream_response
+from app.gateway.service import Gateway
+from app.gateway.stream import ChatStream
+from app.gateway.streaming import Frames, stream_response
 from app.gateway.wire import ChatCompletionRequest, Completion, Json, sse, to_request
 from app.gateway.wire_anthropic_out import model_page
 from app.gateway.wire_completions import (
@@ -40,33 +44,38 @@ class ChatController(Controller):
     async def chat(
         self,
         data: JSONBody[ChatCompletionRequest],
+        request: Request[Any, Any, Any],
         principal: NamedDependency[Principal],
         gateway: NamedDependency[Gateway],
     ) -> Response[Any]:
-        request = to_request(data, principal.access_atoms(principal.labels))
-        stream = await gateway.open(principal, request, Stages())
-        headers = said_headers(stream.served_by)
+        asked = to_request(data, principal.access_atoms(principal.labels))
+        include_usage = bool(data.stream_options and data.stream_options.include_usage)
+        asked = with_headers(asked, request.headers, relay=OPENAI, include_usage=include_usage)
+        stream = await gateway.open(principal, asked, Stages())
         completion = Completion(data.model)
         if data.stream:
-            include_usage = bool(data.stream_options and data.stream_options.include_usage)
-            return await stream_response(_chat_frames(stream, completion, include_usage), error_frame, headers)
+            return await _respond(_chat_frames(stream, completion, include_usage), stream)
         deltas = await _collect(stream)
+        headers = answer_headers(stream, "openai")
+        if deltas and deltas[0].raw is not None:
+            return Response(deltas[0].raw, media_type="application/json", headers=headers)
         return Response(completion.full(deltas, stream.usage), headers=headers)
 
     @post("/completions", status_code=200, summary="Continue a text, plain or streamed (legacy)")
     async def complete(
         self,
         data: JSONBody[CompletionRequest],
+        request: Request[Any, Any, Any],
         principal: NamedDependency[Principal],
         gateway: NamedDependency[Gateway],
     ) -> Response[Any]:
-        requests = to_requests(data, principal.access_atoms(principal.labels))
+        asked = to_requests(data, principal.access_atoms(principal.labels))
+        requests = [with_headers(one, request.headers) for one in asked]
         completion = TextCompletion(data.model)
         if data.stream:
             stream = await gateway.open(principal, requests[0], Stages())
             include_usage = bool(data.stream_options and data.stream_options.include_usage)
-            frames = _text_frames(stream, completion, include_usage)
-            return await stream_response(frames, error_frame, said_headers(stream.served_by))
+            return await _respond(_text_frames(stream, completion, include_usage), stream)
         answers = await _answer_all(gateway, principal, requests)
         return Response(completion.full(answers))
 
@@ -85,29 +94,41 @@ class ChatController(Controller):
     async def models(
         self,
         request: Request[Any, Any, Any],
+        principal: NamedDependency[Principal],
         gateway: NamedDependency[Gateway],
         embeddings: NamedDependency[Embeddings],
     ) -> Json:
         """In Anthropic's shape, without embedding models, where the caller sends `anthropic-version`."""
+        routes = {name: route for name, route in gateway.router.routes.items() if principal.may_use(name)}
         if "anthropic-version" in request.headers:
-            return model_page(list(gateway.router.routes), STARTED)
-        chat = [model_object(name, route.owned_by) for name, route in gateway.router.routes.items()]
-        return {"object": "list", "data": [*chat, model_object(embeddings.name)]}
+            return model_page(list(routes), STARTED)
+        listed = [model_object(name, route.owned_by) for name, route in routes.items()]
+        if principal.may_use(embeddings.name):
+            listed.append(model_object(embeddings.name))
+        return {"object": "list", "data": listed}
 
     @get("/models/{model:path}", summary="One model")
     async def model(
-        self, model: FromPath[str], gateway: NamedDependency[Gateway], embeddings: NamedDependency[Embeddings]
+        self,
+        model: FromPath[str],
+        principal: NamedDependency[Principal],
+        gateway: NamedDependency[Gateway],
+        embeddings: NamedDependency[Embeddings],
     ) -> Json:
         name = model.lstrip("/")
-        if name == embeddings.name:
+        if name == embeddings.name and principal.may_use(name):
             return model_object(name)
-        if name not in gateway.router.routes:
+        if name not in gateway.router.routes or not principal.may_use(name):
             raise ModelNotFound(name)
         return model_object(name, gateway.router.routes[name].owned_by)
 
 
 def error_frame(error: AppError) -> bytes:
     return sse(error.openai())
+
+
+async def _respond(frames: Frames, stream: ChatStream) -> Response[Any]:
+    return await stream_response(frames, error_frame, answer_headers(stream, "openai"))
 
 
 async def _collect(stream: ChatStream) -> list[Delta]:
@@ -134,16 +155,21 @@ async def _answer_all(
 
 async def _chat_frames(stream: ChatStream, completion: Completion, include_usage: bool) -> Frames:
     """Chunks, the usage chunk if asked for, and [DONE]."""
+    relayed = False
     async with stream:
         yield b""
         begun: set[int] = set()
         async for delta in stream:
+            if delta.raw is not None:
+                relayed = True
+                yield delta.raw
+                continue
             if delta.index not in begun:
                 begun.add(delta.index)
                 yield sse(_with_usage(completion.first_chunk(delta.index), include_usage))
             if delta.text or delta.tool_calls or delta.finish_reason or delta.logprobs:
                 yield sse(_with_usage(completion.chunk(delta), include_usage))
-    if include_usage:
+    if include_usage and not relayed:
         yield sse(completion.usage_chunk(stream.usage))
     yield sse("[DONE]")
 

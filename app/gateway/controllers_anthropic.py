@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from litestar import Controller, Response, post
+from litestar import Controller, Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from app.errors import AppError
-from app.gateway.service import ChatStream, Gateway
-from app.gateway.streaming import Frames, said_headers, stream_response
+from app.gateway.headers import answer_headers
+from app.gateway.hints import with_headers
+from app.gateway.service import Gateway
+from app.gateway.stream import ChatStream
+from app.gateway.streaming import Frames, stream_response
 from app.gateway.wire_anthropic import CountTokensRequest, MessagesRequest, to_request
 from app.gateway.wire_anthropic_out import MessageEvents, event, whole
 from app.telemetry import Stages
@@ -25,23 +28,25 @@ class MessagesController(Controller):
     async def create(
         self,
         data: JSONBody[MessagesRequest],
+        request: Request[Any, Any, Any],
         principal: NamedDependency[Principal],
         gateway: NamedDependency[Gateway],
     ) -> Response[Any]:
-        request = to_request(data, principal.access_atoms(principal.labels))
-        stream = await gateway.open(principal, request, Stages())
-        headers = said_headers(stream.served_by)
+        asked = to_request(data, principal.access_atoms(principal.labels))
+        stream = await gateway.open(principal, with_headers(asked, request.headers), Stages())
         if data.stream:
-            return await stream_response(_frames(stream, MessageEvents(data.model)), error_frame, headers)
+            frames = _frames(stream, MessageEvents(data.model))
+            return await stream_response(frames, error_frame, answer_headers(stream, "anthropic"))
         async with stream:
             deltas = [delta async for delta in stream]
         body = whole(data.model, deltas, stream.finish_reason, stream.stop_sequence, stream.usage)
-        return Response(body, headers=headers)
+        return Response(body, headers=answer_headers(stream, "anthropic"))
 
     @post("/count_tokens", status_code=200, summary="Count the tokens of a prompt")
     async def count_tokens(
         self,
         data: JSONBody[CountTokensRequest],
+        request: Request[Any, Any, Any],
         principal: NamedDependency[Principal],
         gateway: NamedDependency[Gateway],
     ) -> Response[dict[str, int]]:
@@ -49,8 +54,8 @@ class MessagesController(Controller):
         token for every four bytes of text, four for each message, 1,500 for an image. The header
         `x-precedent-token-count` says which.
         """
-        request = to_request(data, principal.access_atoms(principal.labels))
-        tokens, exact = await gateway.count_tokens(request)
+        asked = to_request(data, principal.access_atoms(principal.labels))
+        tokens, exact = await gateway.count_tokens(principal, with_headers(asked, request.headers))
         return Response({"input_tokens": tokens}, headers={"x-precedent-token-count": "exact" if exact else "estimate"})
 
 

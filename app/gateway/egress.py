@@ -12,22 +12,22 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
-from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore
 import httpx
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from app.config import TargetSettings
 from app.errors import ConfigurationError, UpstreamError
+from app.gateway.aiohttp_transport import AiohttpTransport
 from app.telemetry import logger
 
 log = logger(__name__)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_CONNECTIONS = 1_000
-KEEPALIVE = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=60.0)
+KEEPALIVE_SECONDS = 60.0
+MAX_PATHS = 1_000  # of which parsed URLs are kept
 # IPv6 ranges that carry an IPv4 address inside, or reach one through a translator.
 TUNNELS = {
     "6to4": ipaddress.ip_network("2002::/16"),
@@ -82,68 +82,82 @@ def check_base_url(target: TargetSettings) -> str:
     return target.base_url.rstrip("/") + "/"
 
 
-def egress_client(
-    target: TargetSettings, headers: dict[str, str], transport: httpx.AsyncBaseTransport | None = None
-) -> httpx.AsyncClient:
-    """The pooled client of one target, kept for the life of the process. `transport` replaces the network in tests."""
-    silence = max(target.timeout_seconds, target.idle_seconds)
-    return httpx.AsyncClient(
-        base_url=check_base_url(target),
+class Egress:
+    """Requests to one target, over one pool for the life of the process. `transport` replaces the network in tests.
+
+    Straight to the transport: what httpx.AsyncClient adds (cookies, redirects, authentication, the environment) is
+    nothing that may happen here, and costs as much as the request itself.
+    """
+
+    def __init__(
+        self, target: TargetSettings, headers: dict[str, str], transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._base = check_base_url(target)
+        self._transport = transport or GuardedTransport(target)
         # Compression would hold back the small pieces of a stream.
-        headers={"accept-encoding": "identity", **headers},
-        timeout=httpx.Timeout(silence, connect=target.connect_seconds, pool=target.connect_seconds),
-        transport=transport or GuardedTransport(target),
-        follow_redirects=False,
-        trust_env=False,
-    )
+        self._headers = {"accept": "*/*", "accept-encoding": "identity", **headers}
+        silence = max(target.timeout_seconds, target.idle_seconds)
+        connect = target.connect_seconds
+        self._timeout = {"connect": connect, "read": silence, "write": silence, "pool": connect}
+        self._urls: dict[str, httpx.URL] = {}
+
+    async def post(self, path: str, body: bytes) -> httpx.Response:
+        """The response once its head is there; close it. `path` is relative to the target's base_url."""
+        return await self._send("POST", path, {**self._headers, "content-type": "application/json"}, body)
+
+    async def get(self, path: str) -> int:
+        """The status."""
+        response = await self._send("GET", path, self._headers, b"")
+        await response.aclose()
+        return response.status_code
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    async def _send(self, method: str, path: str, headers: dict[str, str], body: bytes) -> httpx.Response:
+        url = self._urls.get(path)
+        if url is None:
+            if len(self._urls) >= MAX_PATHS:
+                self._urls.clear()
+            url = self._urls[path] = httpx.URL(self._base + path.lstrip("/"))
+        extensions = {"timeout": self._timeout}
+        request = httpx.Request(method, url, headers=headers, content=body, extensions=extensions)
+        return await self._transport.handle_async_request(request)
 
 
-class GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport over a connection pool whose connections go through `GuardedNetwork`."""
+class GuardedTransport(AiohttpTransport):
+    """A pool whose connections go where `GuardedResolver` allows. TLS still verifies the host's name."""
 
     def __init__(self, target: TargetSettings) -> None:
-        context = ssl.create_default_context()
-        super().__init__(verify=context, limits=KEEPALIVE, trust_env=False)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=MAX_CONNECTIONS,
-            max_keepalive_connections=KEEPALIVE.max_keepalive_connections,
-            keepalive_expiry=KEEPALIVE.keepalive_expiry,
-            network_backend=GuardedNetwork(target),
-        )
+        self._guard = GuardedResolver(target)
+        super().__init__(self._guard, ssl.create_default_context(), MAX_CONNECTIONS, KEEPALIVE_SECONDS)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        # aiohttp asks no resolver about an address.
+        if literal := _literal(request.url.host):
+            self._guard.check(request.url.host, [literal])
+        return await super().handle_async_request(request)
 
 
-class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Resolves, checks, and connects to the address that was checked. TLS still verifies the host's name."""
+class GuardedResolver(AbstractResolver):
+    """Resolves and checks; the connection goes to one of exactly the addresses that were checked."""
 
     def __init__(self, target: TargetSettings) -> None:
         self._name = target.name
         self._allow_private = target.allow_private
-        self._network = httpcore.AnyIOBackend()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            async with asyncio.timeout(timeout):
-                addresses = await resolve(host, port)
-                self._check(host, addresses)
-                return await self._connect(addresses, port, timeout, local_address, socket_options)
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(str(error)) from error
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Raises UpstreamError for addresses that are not allowed, OSError where there are none."""
+        addresses = await resolve(host, port)
+        self.check(host, addresses)
+        return [_found(host, port, address) for address in addresses]
 
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
-        raise httpcore.ConnectError("upstreams are reached over TCP only")
+    async def close(self) -> None:
+        """Nothing to close."""
 
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    def _check(self, host: str, addresses: list[Address]) -> None:
+    def check(self, host: str, addresses: list[Address]) -> None:
         """One bad address among good ones is enough: whoever answers the query chooses which is used."""
         for address in addresses:
             reason = forbidden(address)
@@ -151,25 +165,23 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
                 log.error("egress refused", target=self._name, host=host, address=str(address), reason=reason)
                 raise UpstreamError(f"The target {self._name!r} leads to an address that is not allowed.")
 
-    async def _connect(self, addresses: list[Address], port: int, *options: Any) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError("the name has no address")
-        for address in addresses:
-            try:
-                return await self._network.connect_tcp(str(address), port, *options)
-            except httpcore.ConnectError as error:
-                failure = error
-        raise failure
+
+def _found(host: str, port: int, address: Address) -> ResolveResult:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return ResolveResult(
+        hostname=host, host=str(address), port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
+    )
 
 
 async def resolve(host: str, port: int) -> list[Address]:
-    """The host's addresses in the resolver's order. Raises httpcore.ConnectError where it has none."""
+    """The host's addresses in the resolver's order. Raises OSError where it has none."""
     literal = _literal(host)
     if literal:
         return [literal]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise httpcore.ConnectError(str(error)) from error
+    except UnicodeError as error:
+        raise OSError(str(error)) from error
     addresses = (ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found)
     return list(dict.fromkeys(addresses))
 

@@ -8,10 +8,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from app.db import Database
 from app.errors import InvalidRequest, ModelNotFound
 from app.gateway.capabilities import estimate_text
-from app.gateway.models import RequestRecord
+from app.gateway.metering import Meter, Reservation
+from app.gateway.record import Record
+from app.gateway.schemas import Usage
+from app.gateway.service import Gateway
+from app.gateway.writer import Writer
 from app.tenants.principal import Principal
 
 # Texts in one go: searches that wait for the model get their turn in between.
@@ -33,11 +36,13 @@ class EmbeddingModel(Protocol):
 
 
 class Embeddings:
-    """Serves one embedding model under its own name."""
+    """Serves one embedding model under its own name, within the same limits and budgets as chat."""
 
-    def __init__(self, database: Database, model: EmbeddingModel) -> None:
-        self._database = database
+    def __init__(self, model: EmbeddingModel, meter: Meter, gateway: Gateway, writer: Writer) -> None:
         self._model = model
+        self._meter = meter
+        self._gateway = gateway
+        self._writer = writer
 
     @property
     def name(self) -> str:
@@ -48,33 +53,36 @@ class Embeddings:
     ) -> tuple[npt.NDArray[np.float32], int]:
         """(vectors, estimated prompt tokens). Text beyond the model's limit does not count into its vector.
 
-        Raises ModelNotFound, and InvalidRequest for another number of dimensions than the model's.
+        Raises ModelNotFound, InvalidRequest for another number of dimensions than the model's, RateLimited and
+        BudgetExceeded.
         """
-        if model != self._model.name:
+        if model != self._model.name or not principal.may_use(model):
             raise ModelNotFound(model)
         if dimensions not in (None, self._model.dimension):
             raise InvalidRequest(f"This model has {self._model.dimension} dimensions.", param="dimensions")
-        started = time.perf_counter()
-        batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        rows = [await asyncio.to_thread(self._model.embed, batch) for batch in batches]
-        tokens = sum(estimate_text(text) for text in texts)
-        await self._save(principal, tokens, (time.perf_counter() - started) * 1000)
-        return np.concatenate(rows), tokens
+        usage = Usage(sum(estimate_text(text) for text in texts))
+        record = Record.of(principal, "embeddings", model, streamed=False)
+        cost = self._gateway.board.prices.cost(TARGET, model, usage)
+        reservation = await self._meter.admit(principal, record, usage.prompt_tokens, cost.total)
+        work = asyncio.create_task(self._compute(record, reservation, texts, usage))
+        return await asyncio.shield(work), usage.prompt_tokens
 
-    async def _save(self, principal: Principal, tokens: int, milliseconds: float) -> None:
-        record = RequestRecord(
-            tenant_id=principal.tenant_id,
-            key_id=principal.key_id,
-            model=self._model.name,
-            target=TARGET,
-            status="stop",
-            fallbacks=0,
-            prompt_tokens=tokens,
-            completion_tokens=0,
-            cached_tokens=0,
-            first_delta_ms=milliseconds,
-            total_ms=milliseconds,
-        )
-        async with self._database.session() as session:
-            session.add(record)
-            await session.commit()
+    async def _compute(
+        self, record: Record, reservation: Reservation, texts: list[str], usage: Usage
+    ) -> npt.NDArray[np.float32]:
+        """The vectors. Runs to its end also when the caller goes away: what was computed is owed."""
+        record.target, record.status = TARGET, "error"
+        started = time.perf_counter()
+        done = Usage()
+        try:
+            batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+            rows = [await asyncio.to_thread(self._model.embed, batch) for batch in batches]
+            record.status, done = "stop", usage
+            return np.concatenate(rows)
+        finally:
+            record.total_ms = record.first_delta_ms = (time.perf_counter() - started) * 1000
+            record.prompt_tokens = done.prompt_tokens
+            cost = self._gateway.board.prices.cost(TARGET, record.model, done, round(record.total_ms))
+            record.cost_micros = cost.total
+            await self._meter.settle(reservation, done.prompt_tokens, cost.total)
+            self._writer.add(record.row(), record.ledger_row(cost))

@@ -21,6 +21,10 @@ MAX_BACKOFF_SECONDS = 2.0
 # A target that asks for a longer wait than this is not waited for.
 PATIENCE_SECONDS = 5.0
 CLOSE_SECONDS = 5.0
+PROBE_SECONDS = 10.0
+# Whole answers that are handed through come after all their tokens: no useful target is slower than this.
+SLOWEST_TOKENS_PER_SECOND = 20
+UNLIMITED_TOKENS = 4_096
 
 
 class Breaker:
@@ -42,6 +46,15 @@ class Breaker:
         if self._failures < self._threshold:
             return "closed"
         return "open" if self._clock() < self._open_until else "half-open"
+
+    @property
+    def limited(self) -> bool:
+        return self._clock() < self._limited_until
+
+    @property
+    def condition(self) -> str:
+        """For people: closed, rate limited, open or half-open."""
+        return "rate limited" if self.limited else f"circuit {self.state}"
 
     def admit(self) -> None:
         """Raise RateLimited or Unavailable where the target is not to be asked. The first one after a pause probes."""
@@ -80,10 +93,34 @@ class Breaker:
 class GuardedTarget:
     """One target with everything that keeps its troubles away from callers."""
 
-    def __init__(self, target: TargetSettings, provider: Provider) -> None:
+    def __init__(self, target: TargetSettings, provider: Provider, secret: str = "") -> None:
         self.target = target
+        self.secret = secret
         self.provider = provider
         self.breaker = Breaker(target)
+        self.running = 0
+        self.ttft_ms: float | None = None
+        """Of late: each first delta counts for a fifth."""
+
+    def trouble(self) -> str | None:
+        """Why the target would not answer now; None where nothing is known against it."""
+        if reason := self.provider.unhealthy():
+            return reason
+        return None if self.breaker.state == "closed" and not self.breaker.limited else self.breaker.condition
+
+    async def probe(self) -> None:
+        """Ask whether the target is well, and remember the answer as if it were a request's."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self.provider.probe()
+        except (UpstreamError, TimeoutError) as error:
+            self.breaker.failed(error if isinstance(error, UpstreamError) else UpstreamTimeout("The probe timed out."))
+        else:
+            self.breaker.succeeded()
+
+    def measured(self, milliseconds: float) -> None:
+        before = milliseconds if self.ttft_ms is None else self.ttft_ms
+        self.ttft_ms = before + (milliseconds - before) / 5
 
     async def open(self, request: ChatRequest, *, alternatives: bool) -> "DeltaStream":
         """The stream once its first delta is there. With `alternatives` (other targets) limits are not waited for.
@@ -93,20 +130,26 @@ class GuardedTarget:
         if reason := self.provider.unhealthy():
             raise Unavailable(f"The target {self.target.name!r} is not ready: {reason}.")
         self.breaker.admit()
-        deadline = asyncio.get_running_loop().time() + self.target.total_seconds
+        begun = asyncio.get_running_loop().time()
+        self.running += 1
         try:
-            stream = await self._persist(request, deadline, alternatives)
-        except FALLBACK as error:
-            self.breaker.failed(error)
-            raise
-        except AppError:
-            self.breaker.succeeded()
-            raise
-        except BaseException:
-            self.breaker.released()
+            stream = await self._persist(request, begun + self.target.total_seconds, alternatives)
+        except BaseException as error:
+            self.running -= 1
+            self._learn(error)
             raise
         self.breaker.answering()
+        self.measured((asyncio.get_running_loop().time() - begun) * 1000)
         return stream
+
+    def _learn(self, error: BaseException) -> None:
+        """What a request without an answer says of the target."""
+        if isinstance(error, FALLBACK):
+            self.breaker.failed(error)
+        elif isinstance(error, AppError):
+            self.breaker.succeeded()
+        else:
+            self.breaker.released()
 
     async def _persist(self, request: ChatRequest, deadline: float, alternatives: bool) -> "DeltaStream":
         """Try, and try again while that may help and there is time."""
@@ -122,9 +165,16 @@ class GuardedTarget:
             tries += 1
             await asyncio.sleep(wait)
 
+    def _patience(self, request: ChatRequest) -> float:
+        """Seconds for the first delta. Where it is the whole answer, also what a slow target needs for all of it."""
+        if request.streamed or not self.provider.relays(request):
+            return self.target.timeout_seconds
+        tokens = request.sampling.max_tokens or UNLIMITED_TOKENS
+        return self.target.timeout_seconds + tokens / SLOWEST_TOKENS_PER_SECOND
+
     async def _try(self, request: ChatRequest, deadline: float) -> "DeltaStream":
         deltas = self.provider.stream(request)
-        until = min(deadline, asyncio.get_running_loop().time() + self.target.timeout_seconds)
+        until = min(deadline, asyncio.get_running_loop().time() + self._patience(request))
         try:
             async with asyncio.timeout_at(until):
                 first = await anext(deltas)
@@ -144,12 +194,14 @@ class DeltaStream:
         self, guarded: GuardedTarget, first: Delta, rest: AsyncGenerator[Delta, None], deadline: float
     ) -> None:
         self.target = guarded.target
+        self._guarded = guarded
         self._breaker = guarded.breaker
         self._first: Delta | None = first
         self._rest = rest
         self._deadline = deadline
         self._idle = guarded.target.idle_seconds or guarded.target.timeout_seconds
         self._settled = False
+        self._closed = False
 
     def __aiter__(self) -> "DeltaStream":
         return self
@@ -174,6 +226,9 @@ class DeltaStream:
 
     async def aclose(self) -> None:
         """Stop the upstream, within CLOSE_SECONDS."""
+        if not self._closed:
+            self._closed = True
+            self._guarded.running -= 1
         if not self._settled:
             self._settled = True
             self._breaker.released()

@@ -48,11 +48,29 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class RouteHints:
+    """What a caller says about where its request may or should go. It can narrow what its tenant allows, never widen.
+
+    session: requests of one session go to one target where the route looks for affinity.  regions: empty, or the only
+    ones that may compute.  ttft_ms: when the first token is wanted.
+    """
+
+    session: str = ""
+    regions: frozenset[str] = frozenset()
+    privileged: bool = False
+    ttft_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class ChatRequest:
     """`upstream_only` are fields beyond sampling, under OpenAI's names; a target that lacks one refuses the request.
 
     `raw`: one message whose text is continued as it is, without a chat template (OpenAI's legacy completions).
     `tenant`: whose request this is; the gateway fills it in.
+    `endpoint` and `streamed`: how the caller asked, for the request log.
+    `cache_control`: the caller's header.
+    `relay`: the caller's dialect, where a target that speaks it may hand its bytes through as they are; with
+    `include_usage` a stream's usage chunk too.
     `quote_sources`: numbered passages; a target that can constrain its output quotes these alone.
     """
 
@@ -62,7 +80,13 @@ class ChatRequest:
     upstream_only: dict[str, Any] = field(default_factory=dict)
     raw: bool = False
     tenant: str = ""
+    endpoint: str = "chat"
+    streamed: bool = False
     quote_sources: tuple[str, ...] = ()
+    hints: RouteHints = RouteHints()
+    cache_control: str = ""
+    relay: str = ""
+    include_usage: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +119,7 @@ class Delta:
     stop_sequence: str | None = None
     logprobs: dict[str, Any] | None = None
     index: int = 0
+    raw: bytes | None = None
     speculation: dict[str, Any] | None = None
 
 

@@ -1,23 +1,25 @@
-"""The pipeline of a chat request: plan, leave out who cannot serve, try targets until one answers, stream, record."""
+"""The pipeline of a chat request: decide, reserve, try targets until one answers, stream, settle, record."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from types import TracebackType
-from uuid import UUID
 
-from opentelemetry import trace
-
-from app.config import TargetSettings
-from app.db import Database
-from app.errors import AppError
-from app.gateway.capabilities import estimate_text, estimate_tokens, needs, refusal, too_long
-from app.gateway.models import RequestRecord
+from app.config import RouteSettings
+from app.errors import ModelNotFound
+from app.gateway.cache.exact import COMPLETE, Answer, CacheControl, ExactCache, Replay, cacheable, key_of
+from app.gateway.capabilities import estimate_tokens
+from app.gateway.events import EventBus
+from app.gateway.metering import Meter
+from app.gateway.prices import Cost
 from app.gateway.providers.base import Provider
-from app.gateway.resilience import FALLBACK, DeltaStream, GuardedTarget, exhausted
-from app.gateway.routing import Router
-from app.gateway.schemas import Attempt, ChatRequest, Delta, Usage
+from app.gateway.record import Record
+from app.gateway.resilience import FALLBACK, GuardedTarget, exhausted
+from app.gateway.routing import Decision, Router
+from app.gateway.schemas import Attempt, ChatRequest, Usage
+from app.gateway.stream import ChatStream, Exchange
+from app.gateway.switchboard import Switchboard
+from app.gateway.writer import Writer
+from app.metrics import Metrics
 from app.telemetry import Stages, logger
 from app.tenants.principal import Principal
 
@@ -27,178 +29,177 @@ log = logger(__name__)
 class Gateway:
     """Sends chat requests to targets. Targets switch only before the first delta."""
 
-    def __init__(self, database: Database, router: Router, providers: dict[str, Provider]) -> None:
-        self._database = database
-        self.router = router
-        self.providers = providers
-        self.targets = {name: GuardedTarget(router.targets[name], provider) for name, provider in providers.items()}
+    def __init__(
+        self,
+        board: Switchboard,
+        meter: Meter,
+        writer: Writer,
+        metrics: Metrics,
+        events: EventBus,
+        cache: ExactCache,
+    ) -> None:
+        self.board = board
+        self.writer = writer
+        self._meter = meter
+        self._metrics = metrics
+        self._events = events
+        self._cache = cache
 
-    async def open(self, principal: Principal, request: ChatRequest, stages: Stages) -> "ChatStream":
+    @property
+    def router(self) -> Router:
+        return self.board.router
+
+    @property
+    def providers(self) -> dict[str, Provider]:
+        return self.board.providers
+
+    async def open(self, principal: Principal, request: ChatRequest, stages: Stages) -> ChatStream:
         """The stream of the first able target whose first delta came; use it as an async context manager.
 
-        Raises ModelNotFound, InvalidRequest where no target could serve the request, RateLimited when all are limited,
-        and UpstreamError or Unavailable when every target failed.
+        Raises ModelNotFound, InvalidRequest where no target could serve the request, RateLimited where the caller's
+        limits or all targets' are reached, BudgetExceeded, and UpstreamError or Unavailable when every target failed.
         """
-        record = _record(principal, request)
-        request = replace(request, tenant=str(principal.tenant_id))
-        targets = self.router.plan(request.model).targets
-        attempts: list[Attempt] = []
-        with stages.stage("route"):
-            try:
-                return await self._first_answer(self._able(request, targets), request, stages, record, attempts)
-            except AppError as error:
-                record.fallbacks = len(attempts)
-                await self.save(record, status=error.code)
-                raise
+        record = Record.of(principal, request.endpoint, request.model, streamed=request.streamed)
+        exchange = Exchange(self.board, replace(request, tenant=str(principal.tenant_id)), record, stages)
+        board = exchange.board
+        route = _route(board, principal, request.model)
+        try:
+            with stages.stage("route"):
+                decision = await self._decide(principal, exchange, route)
+            kept = self._kept(principal, exchange, route, decision)
+            with stages.stage("limits"):
+                await self._reserve(principal, exchange, decision)
+            if kept:
+                return ChatStream(exchange, Replay(kept), self._finish)
+            return await self._first_answer([board.targets[name] for name in decision.order], exchange)
+        except BaseException as error:
+            # Also where the caller went away: what was reserved is given back, and the log says what happened.
+            await asyncio.shield(asyncio.create_task(self._abandon(exchange, error)))
+            raise
 
-    async def count_tokens(self, request: ChatRequest) -> tuple[int, bool]:
+    async def explain(self, principal: Principal, request: ChatRequest) -> Decision:
+        """Which way the request would go now. Nothing is reserved, asked or recorded. Raises ModelNotFound."""
+        board = self.board
+        decision, _ = await board.planner.decide(principal, request, _route(board, principal, request.model))
+        return decision
+
+    async def count_tokens(self, principal: Principal, request: ChatRequest) -> tuple[int, bool]:
         """(prompt tokens, whether exact): counted by the first able target's own tokenizer, else estimated.
 
-        Raises ModelNotFound, and InvalidRequest where no target could serve the request.
+        Raises ModelNotFound, and InvalidRequest or Forbidden where no target could serve the request.
         """
-        able = self._able(request, self.router.plan(request.model).targets)
-        provider = able[0].provider
+        board = self.board
+        decision, refusal = await board.planner.decide(principal, request, _route(board, principal, request.model))
+        if refusal:
+            raise refusal
+        provider = board.targets[decision.order[0]].provider
         counted = None if provider.unhealthy() else await provider.count_tokens(request)
         return (estimate_tokens(request), False) if counted is None else (counted, True)
 
-    def _able(self, request: ChatRequest, targets: tuple[TargetSettings, ...]) -> list[GuardedTarget]:
-        """The targets that take what the request needs and whose declared context it fits."""
-        needed = needs(request)
-        guarded = [self.targets[target.name] for target in targets]
-        missing = [needed - target.provider.takes for target in guarded]
-        if all(missing):
-            raise refusal(request.model, min(missing, key=len))
-        able = [target for target, lacks in zip(guarded, missing, strict=True) if not lacks]
-        reasons = [too_long(request, target.target.max_context) for target in able]
-        fitting = [target for target, reason in zip(able, reasons, strict=True) if reason is None]
-        if not fitting and reasons[-1]:
-            raise reasons[-1]
-        return fitting
+    async def _decide(self, principal: Principal, exchange: Exchange, route: RouteSettings) -> Decision:
+        """The decision is recorded also where it is that nobody may serve."""
+        decision, refusal = await exchange.board.planner.decide(principal, exchange.request, route)
+        exchange.record.routing = decision.to_json()
+        if refusal:
+            raise refusal
+        return decision
 
-    async def _first_answer(
-        self,
-        targets: list[GuardedTarget],
-        request: ChatRequest,
-        stages: Stages,
-        record: RequestRecord,
-        attempts: list[Attempt],
-    ) -> "ChatStream":
+    def _kept(
+        self, principal: Principal, exchange: Exchange, route: RouteSettings, decision: Decision
+    ) -> Answer | None:
+        """An answer from the exact cache, where route and caller want one."""
+        request, record = exchange.request, exchange.record
+        if not cacheable(request, route):
+            return None
+        exchange.request = replace(request, relay="")  # what is kept must be read, not handed through
+        control = CacheControl.of(request.cache_control)
+        key = key_of(principal, request, [exchange.board.targets[name].target for name in decision.order])
+        found = self._cache.find(key, control)
+        record.cache = "hit" if found else "miss"
+        if found is None:
+            exchange.cache_key = key if control.store else None
+            return None
+        answer, exchange.cache_age = found
+        record.target = answer.target.name
+        return answer
+
+    async def _reserve(self, principal: Principal, exchange: Exchange, decision: Decision) -> None:
+        """Enough for whichever target answers."""
+        expected = Usage() if exchange.cache_age is not None else decision.expected
+        cost = exchange.board.prices.most(decision.order, decision.model, expected)
+        tokens = expected.prompt_tokens + expected.completion_tokens
+        exchange.reservation = await self._meter.admit(principal, exchange.record, tokens, cost)
+
+    async def _first_answer(self, targets: list[GuardedTarget], exchange: Exchange) -> ChatStream:
+        record = exchange.record
+        attempts: list[Attempt] = []
         for number, guarded in enumerate(targets, start=1):
             name = guarded.target.name
             started = time.perf_counter()
+            record.fallbacks = len(attempts)
             try:
-                deltas = await guarded.open(request, alternatives=number < len(targets))
+                deltas = await guarded.open(exchange.request, alternatives=number < len(targets))
             except FALLBACK as error:
-                log.warning("target failed", target=name, model=request.model, reason=error.detail)
+                log.warning("target failed", target=name, model=record.model, reason=error.detail)
                 attempts.append(Attempt(name, error))
+                record.routing.setdefault("attempts", []).append({"target": name, "error": error.detail[:200]})
                 continue
-            record.target, record.fallbacks = name, len(attempts)
+            record.target = name
             record.first_delta_ms = (time.perf_counter() - started) * 1000
-            return ChatStream(self, deltas, request, stages, record)
+            return ChatStream(exchange, deltas, self._finish)
+        record.fallbacks = len(attempts)
         raise exhausted(attempts)
 
-    async def save(self, record: RequestRecord, *, status: str) -> None:
-        """Write a row of the request log."""
-        record.status = status
-        async with self._database.session() as session:
-            session.add(record)
-            await session.commit()
+    async def _abandon(self, exchange: Exchange, error: BaseException) -> None:
+        """The request ended before a first delta: nothing was delivered and nothing is owed."""
+        exchange.ended(error)
+        await self._meter.settle(exchange.reservation, 0, 0)
+        self.writer.add(exchange.record.row(), None)
+        self._observe(exchange)
 
+    async def _finish(self, stream: ChatStream) -> None:
+        """The answer is over: what it cost is settled and written down, once. What was kept costs nothing."""
+        exchange, usage, record = stream.exchange, stream.usage, stream.exchange.record
+        record.prompt_tokens = usage.prompt_tokens
+        record.completion_tokens = usage.completion_tokens
+        record.cached_tokens = usage.cached_tokens
+        cost, tokens = Cost(), 0
+        if exchange.cache_age is None:
+            cost = exchange.board.prices.cost(record.target, record.model, usage, exchange.computed_ms())
+            tokens = usage.prompt_tokens + usage.completion_tokens
+        record.cost_micros = cost.total
+        await self._meter.settle(exchange.reservation, tokens, cost.total)
+        self.writer.add(record.row(), record.ledger_row(cost))
+        self._keep(stream)
+        # After the answer is on its way: nobody waits for figures.
+        asyncio.get_running_loop().call_soon(self._observe, exchange)
 
-class ChatStream:
-    """An answer on its way. Iterate inside `async with`; leaving it stops the target and writes the request log."""
+    def _keep(self, stream: ChatStream) -> None:
+        """Only what is complete."""
+        exchange = stream.exchange
+        if exchange.cache_key and exchange.record.status in COMPLETE:
+            seconds = exchange.board.router.routes[exchange.record.model].cache_seconds
+            self._cache.store(exchange.cache_key, stream.target, stream.kept, seconds)
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        deltas: DeltaStream,
-        request: ChatRequest,
-        stages: Stages,
-        record: RequestRecord,
-    ) -> None:
-        self.served_by = deltas.target.name
-        self.usage = Usage()
-        self.finish_reason: str | None = None
-        self.stop_sequence: str | None = None
-        self._gateway = gateway
-        self._deltas = deltas
-        self._request = request
-        self._stages = stages
-        self._record = record
-        self._started = time.perf_counter()
-        self._texts: list[str] = []
-
-    async def __aenter__(self) -> "ChatStream":
-        return self
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self._iterate()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace_back: TracebackType | None
-    ) -> None:
-        # A caller that went away cancels this task; the target must be stopped and the row written all the same.
-        await asyncio.shield(asyncio.create_task(self._finish(error)))
-
-    async def _iterate(self) -> AsyncIterator[Delta]:
-        async for delta in self._deltas:
-            self._note(delta)
-            yield delta
-
-    def _note(self, delta: Delta) -> None:
-        self._texts.append(delta.text)
-        self.usage = delta.usage or self.usage
-        for stage, milliseconds in (delta.timings_ms or {}).items():
-            self._stages.add(stage, milliseconds)
-        if delta.finish_reason:
-            self.finish_reason = delta.finish_reason
-            self.stop_sequence = delta.stop_sequence
-            if delta.usage is None:
-                self._estimate()
-
-    def _estimate(self) -> None:
-        """Where the target did not say: what was known, or else what the texts amount to."""
-        delivered = estimate_text("".join(self._texts))
-        self.usage = Usage(
-            self.usage.prompt_tokens or estimate_tokens(self._request),
-            max(self.usage.completion_tokens, delivered),
-            self.usage.cached_tokens,
+    def _observe(self, exchange: Exchange) -> None:
+        record = exchange.record
+        self._events.publish("request", record.summary(), record.tenant_id)
+        self._metrics.request(
+            model=record.model,
+            target=record.target,
+            status=record.status,
+            fallbacks=record.fallbacks,
+            prompt_tokens=record.prompt_tokens,
+            completion_tokens=record.completion_tokens,
+            cost_micros=record.cost_micros,
+            first_delta_ms=record.first_delta_ms,
+            total_ms=record.total_ms,
+            timings_ms=exchange.stages.timings_ms,
         )
 
-    async def _finish(self, error: BaseException | None) -> None:
-        try:
-            await self._deltas.aclose()
-        except Exception:
-            log.exception("target could not be stopped", target=self.served_by)
-        if self.finish_reason is None:
-            self._estimate()
-        self._record.prompt_tokens = self.usage.prompt_tokens
-        self._record.completion_tokens = self.usage.completion_tokens
-        self._record.cached_tokens = self.usage.cached_tokens
-        self._record.total_ms = self._record.first_delta_ms + (time.perf_counter() - self._started) * 1000
-        span = trace.get_current_span()
-        span.set_attribute("gen_ai.usage.input_tokens", self.usage.prompt_tokens)
-        span.set_attribute("gen_ai.usage.output_tokens", self.usage.completion_tokens)
-        await self._gateway.save(self._record, status=_status(self.finish_reason, error))
 
-
-def _record(principal: Principal, request: ChatRequest) -> RequestRecord:
-    key: UUID = principal.key_id
-    return RequestRecord(
-        tenant_id=principal.tenant_id,
-        key_id=key,
-        model=request.model,
-        target="",
-        fallbacks=0,
-        prompt_tokens=0,
-        completion_tokens=0,
-        cached_tokens=0,
-        first_delta_ms=0.0,
-        total_ms=0.0,
-    )
-
-
-def _status(finish_reason: str | None, error: BaseException | None) -> str:
-    if isinstance(error, AppError):
-        return error.code
-    return finish_reason or "cancelled"
+def _route(board: Switchboard, principal: Principal, model: str) -> RouteSettings:
+    """Raises ModelNotFound, also for a model that the key's list does not name."""
+    if not principal.may_use(model):
+        raise ModelNotFound(model)
+    return board.router.plan(model)

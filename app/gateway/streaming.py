@@ -1,7 +1,6 @@
 """Streams to callers: frames that surely run their cleanup, and one error frame where they fail."""
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
 
 from litestar.response import Stream
 
@@ -34,8 +33,3 @@ async def _with_error_frame(frames: Frames, render: Callable[[AppError], bytes])
         yield render(AppError("The server failed while answering."))
     finally:
         await frames.aclose()
-
-
-def said_headers(served_by: str, **more: Any) -> dict[str, str]:
-    """Response headers of an answer."""
-    return {"x-precedent-served-by": served_by, **{name.replace("_", "-"): str(value) for name, value in more.items()}}

@@ -134,6 +134,7 @@ def to_request(body: ChatCompletionRequest, label: frozenset[str]) -> ChatReques
             seed=body.seed,
         ),
         upstream_only=upstream_only(body),
+        streamed=bool(body.stream),
     )
 
 

@@ -119,6 +119,8 @@ def to_request(body: CountTokensRequest, label: frozenset[str]) -> ChatRequest:
         messages=tuple(messages),
         sampling=_sampling(body) if isinstance(body, MessagesRequest) else Sampling(),
         upstream_only=_upstream_only(body),
+        endpoint="messages",
+        streamed=isinstance(body, MessagesRequest) and bool(body.stream),
     )
 
 

@@ -59,7 +59,10 @@ def to_requests(body: CompletionRequest, label: frozenset[str]) -> list[ChatRequ
     if body.stream and len(prompts) > 1:
         raise InvalidRequest("A stream takes one prompt.", param="prompt")
     messages = [Message("user", (Segment(prompt, label),)) for prompt in prompts]
-    return [ChatRequest(body.model, (message,), sampling, fields, raw=True) for message in messages]
+    return [
+        ChatRequest(body.model, (m,), sampling, fields, raw=True, endpoint="completions", streamed=bool(body.stream))
+        for m in messages
+    ]
 
 
 def texts(given: str | list[Any], param: str, most: int) -> list[str]:

@@ -15,7 +15,8 @@ from opentelemetry import trace
 from app.config import RagSettings
 from app.errors import Conflict
 from app.gateway.schemas import ChatRequest, Message, Sampling, Segment, Usage
-from app.gateway.service import ChatStream, Gateway
+from app.gateway.service import Gateway
+from app.gateway.stream import ChatStream
 from app.rag.citations import Citation, CitationScanner
 from app.rag.forget import Forgetting, source_ids
 from app.rag.prompts import HEADER, REFUSAL, render_passage, render_question
@@ -88,6 +89,7 @@ class AnswerService:
                 messages=prompt(principal, passages, request.question),
                 sampling=Sampling(temperature=0.0, max_tokens=self._settings.max_answer_tokens),
                 quote_sources=tuple(fold(found.text) for found in passages) if request.quote_lock else (),
+                endpoint="answers",
             )
             stream = await self._gateway.open(principal, chat, stages)
         return OpenAnswer(passages, stream, stages, self._forgetting)

@@ -78,7 +78,7 @@ class DocumentController(Controller):
         documents: NamedDependency[DocumentService],
         collection: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100,
-        offset: Annotated[int, QueryParameter(ge=0)] = 0,
+        offset: Annotated[int, QueryParameter(ge=0, le=2**31 - 1)] = 0,
     ) -> DocumentList:
         page, total = await documents.page(principal, collection, limit, offset)
         return DocumentList([_document(info) for info in page], total)
@@ -127,7 +127,7 @@ class DocumentController(Controller):
         document_id: FromPath[UUID],
         principal: NamedDependency[Principal],
         documents: NamedDependency[DocumentService],
-        version: Annotated[int | None, QueryParameter(ge=1)] = None,
+        version: Annotated[int | None, QueryParameter(ge=1, le=2**31 - 1)] = None,
     ) -> TextView:
         row, text = await documents.text(principal, document_id, version)
         return TextView(document_id, row.version, text, row.pages)

@@ -18,17 +18,65 @@ class Scope(StrEnum):
     DOCUMENTS_READ = "documents:read"
     DOCUMENTS_WRITE = "documents:write"
     KEYS = "keys"
+    USAGE = "usage"
+    ADMIN = "admin"
+    OPERATOR = "operator"
+
+
+# What a tenant's own keys can hold; `operator` is for who runs the installation.
+TENANT_SCOPES = frozenset(scope.value for scope in Scope) - {Scope.OPERATOR.value}
+
+
+class Window(StrEnum):
+    """What a budget is for: a UTC day, a UTC month, or ever."""
+
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Most requests and tokens in a minute and requests at once; None: no limit of its own."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
+class BudgetLimit:
+    """A budget that a caller draws on. `owner`: tenant, key or user."""
+
+    id: UUID
+    owner: str
+    owner_id: UUID
+    window: Window
+    limit_micros: int
 
 
 @dataclass(frozen=True)
 class Principal:
-    """A tenant's key at work. `labels` are the matters it holds."""
+    """A tenant's key or person at work. `labels` are the matters held; `models` and `networks`: empty means any."""
 
     tenant_id: UUID
     tenant: str
-    key_id: UUID
+    key_id: UUID | None
     scopes: frozenset[str]
     labels: frozenset[str]
+    user_id: UUID | None = None
+    tenant_allowance: Allowance = Allowance()
+    allowance: Allowance = Allowance()
+    budgets: tuple[BudgetLimit, ...] = ()
+    regions: frozenset[str] = frozenset()
+    privileged: bool = False
+    role: str = "service"
+    models: frozenset[str] = frozenset()
+    networks: tuple[str, ...] = ()
+
+    def may_use(self, model: str) -> bool:
+        """Whether the key's list of models, if it has one, names the model."""
+        return not self.models or model in self.models
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the key has the scope."""

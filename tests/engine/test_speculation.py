@@ -218,6 +218,15 @@ def test_the_demo_model_quotes_by_drafts(demo: Make, lock: bool) -> None:
         assert all(sum(c.by_position) == c.accepted for c in counts)
 
 
+def test_the_demo_draft_model_guesses_and_is_verified(demo: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Drafter, "drafts", lambda *_: [])
+    plain, engine = demo(max_draft_tokens=0), demo(draft_model=REPOSITORY / "demo" / "draft", max_draft_tokens=3)
+    asked = [ask(engine, number) for number in range(3)]
+    found, wanted = engine.generate_requests(asked), plain.generate_requests(asked)
+    assert [o.token_ids for o in found] == [o.token_ids for o in wanted]
+    assert engine.speculator.totals.by_source["model"][0] > 0
+
+
 def test_an_earlier_answer_is_verified_and_not_trusted(demo: Make) -> None:
     engine = demo()
     assert engine.tokenizer is not None

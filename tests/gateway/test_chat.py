@@ -15,6 +15,7 @@ HELLO = [{"role": "user", "content": "one two three four"}]
 
 
 async def records(site: Site, tenant: str) -> list[RequestRecord]:
+    await site.logged()
     async with site.services.database.session() as session:
         owner = await get_tenant(session, tenant)
         return list(await session.scalars(owned(RequestRecord, owner.id).order_by(RequestRecord.created_at)))

@@ -1,16 +1,21 @@
 """Which addresses the gateway connects to."""
 
+import asyncio
 import ipaddress
 import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-import httpcore
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.config import TargetSettings
 from app.errors import ConfigurationError, UpstreamError
 from app.gateway import egress
-from app.gateway.egress import GuardedNetwork, check_base_url, egress_client, forbidden, resolve
+from app.gateway.egress import Egress, GuardedResolver, GuardedTransport, check_base_url, forbidden, resolve
 from app.gateway.providers.openai import OpenAIProvider
 from tests.gateway import wires
 from tests.gateway.upstream import answering, chat, exchange, failing, upstream
@@ -71,7 +76,7 @@ async def test_a_name_that_leads_to_a_special_address_is_refused(address: str, m
 
     monkeypatch.setattr(egress, "resolve", answers)
     with pytest.raises(UpstreamError, match="not allowed") as caught:
-        await GuardedNetwork(target()).connect_tcp("up.example", 443, timeout=1)
+        await GuardedResolver(target()).resolve("up.example", 443)
     assert address not in caught.value.detail
 
 
@@ -84,13 +89,13 @@ async def test_some_are_refused_even_where_private_ones_are_allowed(
 
     monkeypatch.setattr(egress, "resolve", answers)
     with pytest.raises(UpstreamError):
-        await GuardedNetwork(target(allow_private=True)).connect_tcp("up.example", 443, timeout=1)
+        await GuardedResolver(target(allow_private=True)).resolve("up.example", 443)
 
 
 async def test_the_real_client_refuses_loopback_by_name() -> None:
     async with upstream(answering(*wires.OPENAI_TEXT)) as running:
         port = running.url.rpartition(":")[2]
-        client = egress_client(target(f"https://localhost:{port}/v1"), {})
+        client = Egress(target(f"https://localhost:{port}/v1"), {})
         with pytest.raises(UpstreamError, match="not allowed"):
             await client.get("models")
         await client.aclose()
@@ -106,12 +111,12 @@ async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.M
         return [ipaddress.ip_address("127.0.0.1")]
 
     monkeypatch.setattr(egress, "resolve", answers)
-    async with upstream(failing(204, {})) as running:
+    async with upstream(failing(200, {})) as running:
         port = running.url.rpartition(":")[2]
-        client = egress_client(target(f"http://no-such-name.invalid:{port}", allow_private=True), {})
-        response = await client.get("/")
+        client = Egress(target(f"http://no-such-name.invalid:{port}", allow_private=True), {})
+        status = await client.get("/")
         await client.aclose()
-    assert (response.status_code, asked) == (204, ["no-such-name.invalid"])
+    assert (status, asked) == (200, ["no-such-name.invalid"])
     assert running.exchanges[0].headers["host"] == f"no-such-name.invalid:{port}"
 
 
@@ -121,14 +126,15 @@ async def test_the_next_address_is_tried_where_one_does_not_answer(monkeypatch: 
 
     monkeypatch.setattr(egress, "resolve", answers)
     async with upstream(failing(200, {})) as running:
-        network = GuardedNetwork(target(allow_private=True))
-        stream = await network.connect_tcp("up.example", int(running.url.rpartition(":")[2]), timeout=1)
-        await stream.aclose()
+        port = running.url.rpartition(":")[2]
+        client = Egress(target(f"http://up.example:{port}", allow_private=True), {})
+        assert await client.get("/") == 200
+        await client.aclose()
 
 
 @pytest.mark.parametrize("name", ["no-such-name.invalid", "a" * 70 + ".example", "xn--\udcff"])
 async def test_a_name_without_an_address_is_a_connect_error(name: str) -> None:
-    with pytest.raises(httpcore.ConnectError):
+    with pytest.raises(OSError):
         await resolve(name, 443)
 
 
@@ -171,36 +177,73 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     assert deltas
 
 
-class Recorder(httpcore.AsyncNetworkStream):
-    """A connection that notes how TLS is begun on it and goes no further."""
-
-    def __init__(self) -> None:
-        self.tls: list[tuple[ssl.SSLContext, str | None]] = []
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        self.tls.append((ssl_context, server_hostname))
-        raise httpcore.ConnectError("far enough")
-
-    async def aclose(self) -> None:
-        """Nothing is open."""
+async def test_addresses_in_urls_are_checked_too() -> None:
+    """aiohttp asks no resolver about them."""
+    guarded = GuardedTransport(target())
+    with pytest.raises(UpstreamError, match="not allowed"):
+        await guarded.handle_async_request(httpx.Request("GET", "https://169.254.169.254/"))
 
 
-async def test_tls_is_verified_against_the_name_and_not_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
+async def test_a_name_without_an_address_fails_as_a_connection_does() -> None:
+    client = Egress(target("https://no-such-name.invalid"), {})
+    with pytest.raises(httpx.ConnectError):
+        await client.get("/")
+    await client.aclose()
 
-    async def connect(*_: object) -> httpcore.AsyncNetworkStream:
-        return recorder
+
+def certificate(name: str, folder: Path) -> Path:
+    """A self-signed certificate with its key, as one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    at = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(at - timedelta(days=1))
+        .not_valid_after(at + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "certificate.pem"
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    file.write_bytes(made.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return file
+
+
+async def test_tls_is_verified_against_the_name_and_not_the_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = certificate("up.example", tmp_path)
+    trusting = ssl.create_default_context(cafile=str(file))
+    presenting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    presenting.load_cert_chain(file)
 
     async def answers(host: str, port: int) -> list[egress.Address]:
-        return [ipaddress.ip_address("1.1.1.1")]
+        return [ipaddress.ip_address("127.0.0.1")]
 
-    monkeypatch.setattr(GuardedNetwork, "_connect", connect)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 X\r\n\r\n")
+
     monkeypatch.setattr(egress, "resolve", answers)
-    client = egress_client(target(), {})
-    with pytest.raises(httpx.ConnectError, match="far enough"):
-        await client.get("models")
-    await client.aclose()
-    [(context, name)] = recorder.tls
-    assert (name, context.check_hostname, context.verify_mode) == ("up.example", True, ssl.CERT_REQUIRED)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=presenting)
+    port = server.sockets[0].getsockname()[1]
+
+    async def reached(name: str) -> int:
+        client = Egress(target(f"https://{name}:{port}", allow_private=True), {})
+        try:
+            return await client.get("/")
+        finally:
+            await client.aclose()
+
+    with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
+        await reached("up.example")  # signed by nobody this machine trusts
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+    assert await reached("up.example") == 204
+    with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
+        await reached("other.example")
+    server.close()

@@ -123,6 +123,7 @@ class Caller:
         return [row.status for row in await self.rows(model)]
 
     async def rows(self, model: str) -> list[RequestRecord]:
+        await self.services.gateway.writer.flush()
         async with self.services.database.session() as session:
             tenant = await service.get_tenant(session, "firm")
             rows = await session.scalars(owned(RequestRecord, tenant.id).where(RequestRecord.model == model))

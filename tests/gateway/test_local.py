@@ -195,3 +195,20 @@ async def test_forgetting_a_document_ends_the_answers_that_read_it(narrow: Local
         with pytest.raises(Conflict, match="deleted or replaced"):
             async for _ in reading:
                 pass
+
+
+async def test_what_the_engine_says_of_itself(local: Site) -> None:
+    headers = await local.headers()
+    state = (await local.client.get("/api/v1/engine/state", headers=headers)).json()
+    assert state["unhealthy"] is None and state["stats"]["total_blocks"] == state["load"]["total_blocks"] > 0
+    blocks = (await local.client.get("/api/v1/engine/blocks", headers=headers)).json()
+    assert blocks["total"] == sum(count for _, count in blocks["runs"]) == state["stats"]["total_blocks"]
+    assert {name for name, _ in blocks["runs"]} <= {"free", "cached", "used", "pinned"}
+
+
+async def test_the_engine_forecasts_for_routing(local: Site) -> None:
+    provider = next(p for p in local.services.gateway.providers.values() if isinstance(p, LocalProvider))
+    request = ChatRequest("m", (Message("user", (Segment("hello"),)),))
+    forecast = await provider.forecast(request)
+    assert forecast is not None and forecast.ttft_ms >= 0 and forecast.cached_tokens >= 0
+    await provider.probe()

@@ -235,3 +235,27 @@ async def test_an_upstream_that_stays_on_the_line_does_not_delay_the_end() -> No
     async with asyncio.timeout(1):
         deltas, _ = await exchange(OpenAIProvider, lingering, chat())
     assert deltas[-1].finish_reason == "stop"
+
+
+async def test_handed_through_without_done_and_without_the_last_blank_line() -> None:
+    first = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}\n\n'
+    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}'
+    request = replace(chat(), relay="openai", streamed=True)
+    deltas, running = await exchange(OpenAIProvider, answering(first, last), request)
+    assert b"".join(delta.raw or b"" for delta in deltas) == first + last + b"\n\n"
+    assert deltas[-1].finish_reason == "stop" and running.asked["stream"] is True
+
+
+async def test_a_whole_answer_is_asked_for_whole_and_handed_through() -> None:
+    whole = b'{"id":"x","choices":[{"message":{"content":"Hi"},"finish_reason":"length"}],"usage":{"prompt_tokens":2}}'
+    request = replace(chat(), relay="openai")
+    deltas, running = await exchange(OpenAIProvider, answering(whole, content_type="application/json"), request)
+    assert [(delta.raw, delta.finish_reason) for delta in deltas] == [(whole, "length")]
+    assert running.asked["stream"] is False and "stream_options" not in running.asked
+
+
+@pytest.mark.parametrize("body", [b'{"error":{"message":"x","code":"429"}}', b"{}", b'{"choices":[]}', b"<html>"])
+async def test_a_whole_answer_that_is_none_fails_before_anything_is_handed_through(body: bytes) -> None:
+    with pytest.raises((UpstreamError, RateLimited)):
+        request = replace(chat(), relay="openai")
+        await exchange(OpenAIProvider, answering(body, content_type="application/json"), request)

@@ -37,6 +37,9 @@ class AnthropicProvider(HttpProvider):
     def headers(self, key: str) -> dict[str, str]:
         return {"anthropic-version": API_VERSION} | ({"x-api-key": key} if key else {})
 
+    def probe_path(self) -> str:
+        return "v1/models"
+
     def path(self, request: ChatRequest) -> str:
         return "v1/messages"
 

@@ -25,6 +25,9 @@ class AzureProvider(OpenAIProvider):
     def headers(self, key: str) -> dict[str, str]:
         return {"api-key": key} if key else {}
 
+    def probe_path(self) -> str:
+        return "openai/v1/models"
+
     def path(self, request: ChatRequest) -> str:
         operation = super().path(request)
         version = self.target.api_version

@@ -10,6 +10,7 @@ UpstreamError                 this target is of no use (bad credentials, nonsens
 """
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Protocol
 
 from app.errors import InvalidRequest, UpstreamError
@@ -32,6 +33,14 @@ class ContextExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a target says of a prompt before it is sent. ttft_ms: what nine of ten requests stay below."""
+
+    ttft_ms: float
+    cached_tokens: int = 0
+
+
 class Provider(Protocol):
     """One configured target at work."""
 
@@ -40,12 +49,24 @@ class Provider(Protocol):
         """What it serves beyond text messages; see app/gateway/capabilities.py."""
         ...
 
+    def relays(self, request: ChatRequest) -> bool:
+        """Whether it hands its upstream's bytes through, see Delta.raw."""
+        ...
+
     def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """The answer. Raises the errors above. The last delta carries a finish_reason; closing stops the upstream."""
         ...
 
     async def count_tokens(self, request: ChatRequest) -> int | None:
         """Exact prompt tokens; None where the provider cannot count."""
+        ...
+
+    async def forecast(self, request: ChatRequest) -> Forecast | None:
+        """When its first token would come; None where the provider cannot tell."""
+        ...
+
+    async def probe(self) -> None:
+        """Ask the upstream whether it is well. Raises UpstreamError where it is not."""
         ...
 
     async def start(self) -> None: ...

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from app.config import TargetSettings
 from app.errors import ConfigurationError, InvalidRequest, RateLimited
 from app.gateway.capabilities import COMPLETION, OPENAI_FIELDS, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
-from app.gateway.providers.base import TransientError
+from app.gateway.providers.base import Forecast, TransientError
 from app.gateway.schemas import ChatRequest, Delta, Usage
 
 
@@ -28,6 +28,9 @@ class FakeProvider:
         self._text = options.pop("text", "")
         if options:
             raise ConfigurationError(f"target {target.name!r}: unknown option {sorted(options)[0]!r}")
+
+    def relays(self, request: ChatRequest) -> bool:
+        return False
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         words = (self._text or request.messages[-1].text).split()
@@ -51,6 +54,13 @@ class FakeProvider:
 
     async def count_tokens(self, request: ChatRequest) -> int | None:
         return None
+
+    async def forecast(self, request: ChatRequest) -> Forecast | None:
+        return None
+
+    async def probe(self) -> None:
+        if self._status and not self._after:
+            raise TransientError(f"The fake provider was told to fail with {self._status}.")
 
     async def start(self) -> None:
         """Nothing to start."""

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
@@ -14,8 +14,8 @@ import msgspec
 from app.config import TargetSettings
 from app.errors import AppError, ConfigurationError, InvalidRequest, RateLimited, UpstreamError, UpstreamTimeout
 from app.gateway.capabilities import IMAGES, TOOL_FIELDS
-from app.gateway.egress import check_base_url, egress_client
-from app.gateway.providers.base import ContentFiltered, ContextExceeded, TransientError
+from app.gateway.egress import Egress, check_base_url
+from app.gateway.providers.base import ContentFiltered, ContextExceeded, Forecast, TransientError
 from app.gateway.schemas import ChatRequest, Delta
 
 Json = dict[str, Any]
@@ -32,6 +32,8 @@ class HttpProvider:
     """One pooled client for one upstream. A subclass says where a request goes, its body, how to read the answer."""
 
     TAKES: ClassVar[frozenset[str]] = frozenset()
+    DIALECT: ClassVar[str] = ""
+    """The callers' dialect that the upstream speaks too, so that its bytes can be handed through."""
     JSON_LINES: ClassVar[bool] = False
     """Whether streams are lines of JSON. Elsewhere a JSON body in place of a stream is an error, even under 200."""
 
@@ -42,17 +44,35 @@ class HttpProvider:
         if not target.tools:
             self.takes -= TOOL_FIELDS
         self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        self._client: Egress | None = None
+        self.secret = ""
+        """The upstream's key where it is stored and not in the environment."""
 
     def headers(self, key: str) -> dict[str, str]:
         """Headers of every request; `key` is empty where the target needs none."""
         return {"authorization": f"Bearer {key}"} if key else {}
+
+    def probe_path(self) -> str:
+        """What is asked whether the upstream is well, relative to base_url."""
+        return "models"
 
     def path(self, request: ChatRequest) -> str:
         """Relative to base_url."""
         raise NotImplementedError
 
     def body(self, request: ChatRequest) -> Json:
+        raise NotImplementedError
+
+    def plain_body(self, request: ChatRequest) -> Json:
+        """The body of a request whose whole answer is handed through; only where there is a DIALECT."""
+        raise NotImplementedError
+
+    def relay_whole(self, body: bytes) -> Delta:
+        """A whole answer, checked and with its usage read off."""
+        raise NotImplementedError
+
+    def relay(self, chunks: AsyncIterator[bytes], request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """A stream's bytes, checked and with usage and finish read off in passing."""
         raise NotImplementedError
 
     def deltas(self, chunks: AsyncIterator[bytes], request: ChatRequest) -> AsyncGenerator[Delta, None]:
@@ -62,10 +82,10 @@ class HttpProvider:
     async def start(self) -> None:
         """Raises ConfigurationError where the key's variable is not set."""
         variable = self.target.api_key_env
-        key = os.environ.get(variable, "") if variable else ""
+        key = os.environ.get(variable, "") if variable else self.secret
         if variable and not key:
             raise ConfigurationError(f"target {self.target.name!r}: {variable} is not set")
-        self._client = egress_client(self.target, self.headers(key), self._transport)
+        self._client = Egress(self.target, self.headers(key), self._transport)
 
     async def close(self) -> None:
         if self._client:
@@ -77,19 +97,40 @@ class HttpProvider:
     async def count_tokens(self, request: ChatRequest) -> int | None:
         return None
 
+    async def forecast(self, request: ChatRequest) -> Forecast | None:
+        return None
+
+    async def probe(self) -> None:
+        """Any answer to a GET that is no server error says that the upstream is there."""
+        if self._client is None:
+            raise UpstreamError(f"The target {self.target.name!r} is not started.")
+        try:
+            status = await self._client.get(self.probe_path())
+        except httpx.HTTPError as error:
+            raise TransientError(f"The target {self.target.name!r} failed: {type(error).__name__}.") from error
+        if status >= 500:
+            raise TransientError(f"The target {self.target.name!r} answered {status}.")
+
+    def relays(self, request: ChatRequest) -> bool:
+        return bool(self.DIALECT) and request.relay == self.DIALECT
+
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         if self._client is None:
             raise UpstreamError(f"The target {self.target.name!r} is not started.")
-        body = msgspec.json.encode(self.body(request))
-        headers = {"content-type": "application/json"}
+        relay = self.relays(request)
+        body = msgspec.json.encode(self.plain_body(request) if relay and not request.streamed else self.body(request))
         try:
-            async with self._client.stream("POST", self.path(request), content=body, headers=headers) as response:
+            async with aclosing(await self._client.post(self.path(request), body)) as response:
                 if response.status_code != 200:
                     raise self.failure(response.status_code, response.headers, await _beginning(response.aiter_bytes()))
                 chunks = response.aiter_bytes()
                 if not self.JSON_LINES and response.headers.get("content-type", "").startswith("application/json"):
-                    raise self.reported(_decoded(await _beginning(chunks)))
-                async for delta in self.deltas(chunks, request):
+                    if not relay or request.streamed:
+                        raise self.reported(_decoded(await _beginning(chunks)))
+                    yield self.relay_whole(await _whole(chunks))
+                    return
+                reader = self.relay if relay and request.streamed else self.deltas
+                async for delta in reader(chunks, request):
                     yield delta
                 await _drain(chunks)
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
@@ -244,6 +285,17 @@ async def _beginning(chunks: AsyncIterator[bytes]) -> bytes:
         if len(body) > MAX_ERROR_BYTES:
             break
     return body
+
+
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    """Raises UpstreamError for a body without end."""
+    pieces, size = [], 0
+    async for chunk in chunks:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > MAX_LINE_BYTES:
+            raise UpstreamError("An upstream sent an answer without end.")
+    return b"".join(pieces)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

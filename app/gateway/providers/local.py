@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, cast
 from app.config import EngineSettings
 from app.errors import Conflict, UpstreamError
 from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
-from app.gateway.providers.base import TransientError
+from app.gateway.providers.base import Forecast, TransientError
 from app.gateway.schemas import ChatRequest, Delta, Message
 
 if TYPE_CHECKING:
     from app.engine import AsyncEngine, EngineStats, TokenSegment
     from app.engine.config import KernelChoice
+    from app.engine.facts import EngineLoad
     from app.gateway.providers.local_request import RequestBuilder
 
 # Requests in flight may finish for so long when the process stops.
@@ -103,6 +104,9 @@ class LocalProvider:
             return "the model is not loaded"
         return None if self._engine.healthy else self._engine.reason
 
+    def relays(self, request: ChatRequest) -> bool:
+        return False
+
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         from app.engine import EngineError
         from app.gateway.providers.local_answer import several
@@ -139,9 +143,27 @@ class LocalProvider:
             raise UpstreamError("The in-process engine is not started.")
         return self._engine.stats()
 
+    def load(self) -> "EngineLoad":
+        """What runs and waits, and how fast steps are. Raises UpstreamError before start()."""
+        return self._ready()[0].load()
+
+    def block_runs(self) -> list[tuple[str, int]]:
+        """The KV blocks by number as runs of one state. Raises UpstreamError before start()."""
+        return self._ready()[0].engine.pool.runs()
+
     async def count_tokens(self, request: ChatRequest) -> int | None:
         """Exact: the chat template's own tokens are counted too."""
         return _count(await self._segments(request))
+
+    async def forecast(self, request: ChatRequest) -> Forecast | None:
+        """The engine knows its queue, its speed and what of the prompt is in its cache."""
+        engine, _ = self._ready()
+        predicted = engine.predict_ttft(await self._segments(request), quantile=0.9)
+        return Forecast(predicted.quantile_s * 1000, predicted.cached_tokens)
+
+    async def probe(self) -> None:
+        if reason := self.unhealthy():
+            raise TransientError(f"The in-process engine is not well: {reason}.")
 
     async def _segments(self, request: ChatRequest) -> "list[TokenSegment]":
         """Long prompts are tokenized in a thread: the event loop serves others meanwhile."""

@@ -21,6 +21,9 @@ class OllamaProvider(HttpProvider):
     JSON_LINES = True
     TAKES = frozenset({COMPLETION, TOP_K, TOOLS, RESPONSE_FORMAT, "min_p"})
 
+    def probe_path(self) -> str:
+        return "api/version"
+
     def path(self, request: ChatRequest) -> str:
         return "api/generate" if request.raw else "api/chat"
 

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from app.config import TargetSettings
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, UpstreamError
 from app.gateway.capabilities import COMPLETION, OPENAI_FIELDS, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.providers.http import HttpProvider, Json, sse_data
+from app.gateway.providers.tee import OPENAI, Tee, usage_of
 from app.gateway.schemas import ChatRequest, Delta, Message, Usage
 
 EXTRA_FIELDS = frozenset({TOP_K, "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"})
@@ -31,6 +32,7 @@ class OpenAIProvider(HttpProvider):
     """Extra fields are sent only where the target names them, `cache_salt` only where it names a secret."""
 
     TAKES = TOOL_FIELDS | OPENAI_FIELDS | {RESPONSE_FORMAT, COMPLETION}
+    DIALECT = OPENAI
 
     def __init__(self, target: TargetSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         super().__init__(target, transport)
@@ -65,6 +67,37 @@ class OpenAIProvider(HttpProvider):
         if self._salt_secret:
             body["cache_salt"] = cache_salt(self._salt_secret, request.tenant)
         return body
+
+    def plain_body(self, request: ChatRequest) -> Json:
+        body = self.body(request) | {"stream": False}
+        body.pop("stream_options", None)
+        return body
+
+    def relay_whole(self, body: bytes) -> Delta:
+        said = self.decode(body)
+        choices = said.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise UpstreamError(f"The target {self.target.name!r} sent an answer without choices.")
+        finish = FINISH.get(choices[0].get("finish_reason") or "", "stop")
+        text = "".join(str((choice.get("message") or {}).get("content") or "") for choice in choices)
+        return Delta(text=text, finish_reason=finish, usage=usage_of(said.get("usage")), raw=body)
+
+    async def relay(self, chunks: AsyncIterator[bytes], request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        tee = Tee(self.decode, include_usage=request.include_usage)
+        async for chunk in chunks:
+            if handed := tee.feed(chunk):
+                yield Delta(raw=handed)
+            if tee.failure:
+                raise tee.failure
+            if tee.done:
+                break
+        # Some servers end without [DONE], or even without the blank line after the last event.
+        rest = b"" if tee.done else tee.feed(b"\n\n")
+        if tee.failure:
+            raise tee.failure
+        if tee.finish is None:
+            raise self.broken_off()
+        yield Delta(finish_reason=FINISH.get(tee.finish, "stop"), usage=tee.usage, raw=rest + tee.last)
 
     def _prompt(self, request: ChatRequest) -> Json:
         if request.raw:
@@ -129,12 +162,3 @@ def delta_of(choice: Json) -> Delta | None:
     if not text and not calls:
         return None
     return Delta(text=text, tool_calls=calls or None, logprobs=choice.get("logprobs"))
-
-
-def usage_of(usage: Json | None) -> Usage | None:
-    if not usage:
-        return None
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, details.get("cached_tokens") or 0
-    )

@@ -1,5 +1,7 @@
 """From a target's settings to the provider that serves it."""
 
+from collections.abc import Mapping
+
 from app.config import EngineSettings, TargetSettings
 from app.errors import ConfigurationError
 from app.gateway.providers.anthropic import AnthropicProvider
@@ -23,12 +25,17 @@ UPSTREAMS: dict[str, type[HttpProvider]] = {
 }
 
 
-def make_provider(target: TargetSettings, engine: EngineSettings) -> Provider:
-    """Raises ConfigurationError."""
+def make_provider(target: TargetSettings, engine: EngineSettings, secrets: Mapping[str, str]) -> Provider:
+    """`secrets`: stored credentials by name. Raises ConfigurationError."""
     if target.provider == "local":
         return LocalProvider(engine)
     if target.provider == "fake":
         return FakeProvider(target)
-    if target.provider in UPSTREAMS:
-        return UPSTREAMS[target.provider](target)
-    raise ConfigurationError(f"target {target.name!r}: there is no provider {target.provider!r}")
+    if target.provider not in UPSTREAMS:
+        raise ConfigurationError(f"target {target.name!r}: there is no provider {target.provider!r}")
+    provider = UPSTREAMS[target.provider](target)
+    if target.credential:
+        if target.credential not in secrets:
+            raise ConfigurationError(f"target {target.name!r}: there is no credential {target.credential!r}")
+        provider.secret = secrets[target.credential]
+    return provider

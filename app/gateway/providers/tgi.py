@@ -21,6 +21,9 @@ FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 class TgiProvider(HttpProvider):
     TAKES = frozenset({COMPLETION, TOP_K, RESPONSE_FORMAT, "repetition_penalty"})
 
+    def probe_path(self) -> str:
+        return "health"
+
     def path(self, request: ChatRequest) -> str:
         return "generate_stream"
 

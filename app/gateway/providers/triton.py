@@ -19,6 +19,9 @@ class TritonProvider(HttpProvider):
 
     TAKES = frozenset({COMPLETION, TOP_K})
 
+    def probe_path(self) -> str:
+        return f"v2/models/{quote(self.target.model, safe='')}/ready" if self.target.model else "v2/health/ready"
+
     def path(self, request: ChatRequest) -> str:
         return f"v2/models/{quote(self.target.model or request.model)}/generate_stream"
 

@@ -1,0 +1,80 @@
+"""What types alone do not catch. Each raises ConfigurationError."""
+
+import ipaddress
+
+from app.config.sections import (
+    AuthSettings,
+    LimitSettings,
+    LogSettings,
+    OidcSettings,
+    PriceSettings,
+    RouteSettings,
+    ServerSettings,
+    TargetSettings,
+)
+from app.errors import ConfigurationError
+
+STRATEGIES = ("order", "weight", "latency", "cost", "load", "affinity", "hybrid")
+
+
+def validate_route(route: RouteSettings) -> None:
+    """Raises ConfigurationError."""
+    where = f"route {route.model!r}"
+    if not route.model or not route.targets:
+        raise ConfigurationError("every [[routes]] needs a model and at least one target")
+    if route.cache_seconds < 0:
+        raise ConfigurationError(f"{where}: cache_seconds must not be negative")
+    if route.strategy not in STRATEGIES:
+        raise ConfigurationError(f"{where}: there is no strategy {route.strategy!r}")
+    if route.weights and (len(route.weights) != len(route.targets) or min(route.weights) < 0 or not any(route.weights)):
+        raise ConfigurationError(f"{where}: weights must be one for each target, none negative and not all 0")
+
+
+def validate_price(price: PriceSettings) -> None:
+    if not price.target:
+        raise ConfigurationError("every [[prices]] names a target")
+    if min(price.input, price.output, price.second) < 0 or price.cached_input < -1:
+        raise ConfigurationError(f"the price of target {price.target!r} must not be negative")
+
+
+def validate_identity(auth: AuthSettings, oidc: OidcSettings, server: ServerSettings) -> None:
+    if auth.session_hours <= 0 or auth.login_attempts < 1:
+        raise ConfigurationError("[auth] session_hours and login_attempts must be above 0")
+    for network in auth.trusted_proxies:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            raise ConfigurationError(f"[auth] trusted_proxies: {network!r} is no network") from None
+    if not oidc.issuer:
+        return
+    if not oidc.issuer.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
+        raise ConfigurationError("[oidc] issuer must be https, except on this machine itself")
+    if not (oidc.client_id and oidc.tenant and auth.encryption_key and server.public_url):
+        needed = "[oidc] client_id and tenant, [auth] encryption_key and [server] public_url"
+        raise ConfigurationError(f"[oidc] issuer needs {needed}")
+    if oidc.default_role not in ("admin", "member", "viewer"):
+        raise ConfigurationError("[oidc] default_role must be admin, member or viewer")
+
+
+def validate_limits(limits: LimitSettings, log: LogSettings, targets: tuple[TargetSettings, ...]) -> None:
+    for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "assumed_output_tokens"):
+        if getattr(limits, name) < 0:
+            raise ConfigurationError(f"[limits] {name} must not be negative")
+    longest = max((target.total_seconds for target in targets), default=0.0)
+    if limits.lease_seconds <= longest:
+        raise ConfigurationError(f"[limits] lease_seconds must be above the longest total_seconds, {longest:g}")
+    if log.flush_seconds <= 0 or log.max_pending < 1 or log.retention_days < 1:
+        raise ConfigurationError("[log] flush_seconds, max_pending and retention_days must be above 0")
+
+
+def validate_target(target: TargetSettings) -> None:
+    for name in ("connect_seconds", "timeout_seconds", "total_seconds", "breaker_seconds"):
+        if getattr(target, name) <= 0:
+            raise ConfigurationError(f"target {target.name!r}: {name} must be above 0")
+    for name in ("idle_seconds", "max_context", "max_retries", "probe_seconds"):
+        if getattr(target, name) < 0:
+            raise ConfigurationError(f"target {target.name!r}: {name} must not be negative")
+    if not 1 <= target.quality <= 5:
+        raise ConfigurationError(f"target {target.name!r}: quality must lie between 1 and 5")
+    if target.breaker_failures < 1:
+        raise ConfigurationError(f"target {target.name!r}: breaker_failures must be at least 1")

@@ -1,0 +1,166 @@
+"""Hot reload: the file and what the API changed take effect without a restart and without dropping a request.
+
+A new switchboard is made and its new targets are started beside the old ones; only when all of that has succeeded is
+it put in place. Whatever fails before changes nothing and is kept to be shown. Targets that are gone are closed when
+their last request has ended. Sections other than targets, routes and prices need a restart.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.db import Database, now
+from app.errors import AppError, ConfigurationError, Conflict
+from app.gateway import catalog
+from app.gateway.catalog import Stored
+from app.gateway.events import EventBus
+from app.gateway.resilience import GuardedTarget
+from app.gateway.service import Gateway
+from app.gateway.switchboard import Switchboard, build
+from app.telemetry import logger
+from app.tenants.sealing import Sealer
+
+log = logger(__name__)
+LOOK_SECONDS = 1.0
+GRACE_SECONDS = 5.0
+DRAIN_STEP_SECONDS = 0.1
+
+
+class Reloader:
+    """Looks once a second whether the file or the database has changed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        sealer: Sealer,
+        gateway: Gateway,
+        stored: Stored,
+        events: EventBus,
+    ) -> None:
+        self._events = events
+        self.error: str | None = None
+        self.loaded_at: datetime = now()
+        self.settings = settings
+        """The file's and the environment's, without what the API made."""
+        self._database = database
+        self._sealer = sealer
+        self._gateway = gateway
+        self.stored = stored
+        self._seen_file = _fingerprint(settings.source)
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._watch(), name="reload")
+
+    async def stop(self) -> None:
+        tasks = [task for task in (self._task, *self._closing) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def reload(self) -> None:
+        """Read everything again and put it in place. Raises Conflict with the reason; then nothing has changed."""
+        async with self._lock:
+            self._seen_file = _fingerprint(self.settings.source)
+            try:
+                file = _read(self.settings)
+                stored = await catalog.read_stored(self._database, self._sealer)
+                board = await self._prepare(file, stored)
+            except AppError as error:
+                self.error = error.detail
+                self._events.publish("config", {"loaded_at": self.loaded_at, "error": error.detail})
+                raise Conflict(f"Not loaded; what was loaded before goes on. {error.detail}") from error
+            self.settings, self.stored = file, stored
+            self._switch(board)
+
+    async def edit(self, change: Callable[[Stored], Stored], write: Callable[[], Awaitable[None]]) -> None:
+        """Try a change of what is stored, write it only where it makes sense, and put it in place here.
+
+        Raises Conflict where the whole would make no sense; then nothing was written.
+        """
+        async with self._lock:
+            stored = change(await catalog.read_stored(self._database, self._sealer))
+            try:
+                board = await self._prepare(self.settings, stored)
+            except ConfigurationError as error:
+                raise Conflict(error.detail) from error
+            await write()
+            self.stored = await catalog.read_stored(self._database, self._sealer)
+            self._switch(board)
+
+    async def _prepare(self, file: Settings, stored: Stored) -> Switchboard:
+        """Make the switchboard and start what is new in it. Raises Conflict or ConfigurationError."""
+        before = self._gateway.board
+        board = build(catalog.overlaid(file, stored.entries), stored.secrets, before)
+        started: list[GuardedTarget] = []
+        try:
+            for guarded in board.targets.values():
+                if guarded not in before.targets.values():
+                    started.append(guarded)
+                    await guarded.provider.start()
+        except Exception as error:
+            for guarded in started:
+                await guarded.provider.close()
+            raise error if isinstance(error, AppError) else Conflict(f"A target could not start: {error}") from error
+        return board
+
+    def _switch(self, board: Switchboard) -> None:
+        gone = [old for old in self._gateway.board.targets.values() if old not in board.targets.values()]
+        self._gateway.board = board
+        self.error, self.loaded_at = None, now()
+        self._events.publish("config", {"loaded_at": self.loaded_at, "error": None})
+        log.info("configuration loaded", targets=len(board.targets), routes=len(board.router.routes))
+        for guarded in gone:
+            task = asyncio.create_task(_close_when_idle(guarded))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                if await self._changed():
+                    await self.reload()
+            except AppError as error:
+                # Tried again when something changes again.
+                self.stored = dataclasses.replace(self.stored, stamp=await catalog.read_stamp(self._database))
+                log.error("configuration not loaded, the old one goes on", reason=error.detail)
+            except Exception:
+                log.exception("looking for a new configuration failed")
+
+    async def _changed(self) -> bool:
+        if _fingerprint(self.settings.source) != self._seen_file:
+            return True
+        return await catalog.read_stamp(self._database) != self.stored.stamp
+
+
+async def _close_when_idle(guarded: GuardedTarget) -> None:
+    try:
+        # A request may have chosen the target and not asked it yet.
+        await asyncio.sleep(GRACE_SECONDS)
+        while guarded.running:
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
+    finally:
+        await guarded.provider.close()
+
+
+def _read(settings: Settings) -> Settings:
+    """The settings anew. A file that was never there is not missed."""
+    if settings.source is None or not settings.source.exists():
+        return settings
+    return Settings.load(settings.source)
+
+
+def _fingerprint(file: Path | None) -> tuple[Any, ...]:
+    """Of a file that may be absent: replaced ones differ by their inode even where time and size agree."""
+    if file is None or not file.exists():
+        return ()
+    status = file.stat()
+    return (status.st_mtime_ns, status.st_size, status.st_ino)

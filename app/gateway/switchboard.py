@@ -1,0 +1,37 @@
+"""What requests are planned with, as one object that is replaced as a whole: routes, targets, prices."""
+
+from collections.abc import Mapping
+
+from app.config import Settings
+from app.gateway.prices import PriceTable
+from app.gateway.providers.base import Provider
+from app.gateway.providers.registry import make_provider
+from app.gateway.resilience import GuardedTarget
+from app.gateway.routing import Planner, Router
+
+
+class Switchboard:
+    """A request keeps the one it began with to its end."""
+
+    def __init__(self, settings: Settings, targets: dict[str, GuardedTarget]) -> None:
+        self.router = Router(settings)
+        self.targets = targets
+        self.prices = PriceTable(settings.prices)
+        self.planner = Planner(targets, self.prices, settings.limits.assumed_output_tokens)
+
+    @property
+    def providers(self) -> dict[str, Provider]:
+        return {name: guarded.provider for name, guarded in self.targets.items()}
+
+
+def build(settings: Settings, secrets: Mapping[str, str], before: "Switchboard | None" = None) -> Switchboard:
+    """A switchboard in which targets that have not changed go on as they are. Raises ConfigurationError."""
+    targets: dict[str, GuardedTarget] = {}
+    for name, target in Router(settings).targets.items():
+        old = before.targets.get(name) if before else None
+        secret = secrets.get(target.credential, "")
+        if old and old.target == target and old.secret == secret:
+            targets[name] = old
+        else:
+            targets[name] = GuardedTarget(target, make_provider(target, settings.engine, secrets), secret)
+    return Switchboard(settings, targets)

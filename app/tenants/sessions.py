@@ -1,0 +1,143 @@
+"""Logins of people: a cookie that scripts cannot read, and a token against requests that other sites forge."""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.config import AuthSettings
+from app.db import Database, now
+from app.errors import RateLimited, Unauthenticated
+from app.tenants import audit
+from app.tenants.models import Session, User
+from app.tenants.passwords import Passwords
+from app.tenants.principal import Principal
+from app.tenants.service import hash_key, principal_of_user
+
+WINDOW_SECONDS = 300.0
+MAX_TRACKED = 100_000
+
+
+@dataclass(frozen=True)
+class Login:
+    """A session at the one moment its token is known."""
+
+    token: str
+    user: User
+
+
+class Failures:
+    """Failed logins of the last five minutes by account and by address, in this process."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: OrderedDict[str, list[float]] = OrderedDict()
+
+    def check(self, *names: str) -> None:
+        """Raise RateLimited where one of them has failed too often."""
+        at = time.monotonic()
+        for name in names:
+            recent = [then for then in self._seen.get(name, []) if at - then < WINDOW_SECONDS]
+            if len(recent) >= self._limit:
+                wait = WINDOW_SECONDS - (at - recent[0])
+                raise RateLimited("Too many failed logins; try again later.", retry_after=wait)
+
+    def add(self, *names: str) -> None:
+        at = time.monotonic()
+        for name in names:
+            recent = [then for then in self._seen.pop(name, []) if at - then < WINDOW_SECONDS]
+            self._seen[name] = [*recent, at][-self._limit :]
+        while len(self._seen) > MAX_TRACKED:
+            self._seen.popitem(last=False)
+
+    def forgive(self, account: str, place: str) -> None:
+        """This one was right after all."""
+        self._seen.pop(account, None)
+        if self._seen.get(place):
+            self._seen[place].pop()
+
+
+class Logins:
+    """Logging in with a password, and out again."""
+
+    def __init__(self, database: Database, settings: AuthSettings) -> None:
+        self._database = database
+        self._lifetime = timedelta(hours=settings.session_hours)
+        self._failures = Failures(settings.login_attempts)
+        self.passwords = Passwords()
+
+    async def with_password(self, email: str, password: str, address: str) -> Login:
+        """Raises Unauthenticated, which does not tell why, and RateLimited after too many failures."""
+        account, place = f"account:{email.lower()}", f"address:{address}"
+        self._failures.check(account, place)
+        # Counted before the hash is computed: many at once are not more than the limit either.
+        self._failures.add(account, place)
+        async with self._database.session() as session:
+            user = await session.scalar(select(User).where(User.email == email.lower()))
+        right = await self.passwords.verify(password, user.password_hash if user else None)
+        if not right or user is None or user.disabled_at:
+            await self._note_failure(user, address)
+            raise Unauthenticated("Name or password is wrong.")
+        self._failures.forgive(account, place)
+        return await self.begin(user, "password")
+
+    async def begin(self, user: User, how: str) -> Login:
+        """A session for somebody who has proved who they are."""
+        token = secrets.token_urlsafe(32)
+        async with self._database.session() as session:
+            expires = now() + self._lifetime
+            session.add(Session(tenant_id=user.tenant_id, user_id=user.id, hash=hash_key(token), expires_at=expires))
+            # Whoever logs in takes expired sessions away.
+            await session.execute(delete(Session).where(Session.expires_at < now()))
+            stored = await session.get_one(User, user.id)
+            stored.last_login_at = now()
+            await audit.append(session, f"user:{user.id}", "login", f"user:{user.id}", user.tenant_id, {"how": how})
+            await session.commit()
+        return Login(token, user)
+
+    async def end(self, token: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(delete(Session).where(Session.hash == hash_key(token)))
+            await session.commit()
+
+    async def _note_failure(self, user: User | None, address: str) -> None:
+        """Failed logins to accounts that exist are in the audit log of their tenant."""
+        if user is None:
+            return
+        async with self._database.session() as session:
+            subject = f"user:{user.id}"
+            await audit.append(session, subject, "login.failed", subject, user.tenant_id, {"address": address})
+            await session.commit()
+
+
+async def end_sessions(session: AsyncSession, user_id: UUID) -> None:
+    """All sessions of a person, in the caller's transaction."""
+    await session.execute(delete(Session).where(Session.user_id == user_id))
+
+
+async def find_session(session: AsyncSession, token: str) -> Principal | None:
+    """Who is logged in with the token; None for unknown and expired ones and disabled people."""
+    query = select(Session, User).join(User, User.id == Session.user_id).where(Session.hash == hash_key(token))
+    row = (await session.execute(query)).first()
+    if row is None:
+        return None
+    login, user = row
+    if login.expires_at <= now() or user.disabled_at:
+        return None
+    return await principal_of_user(session, user)
+
+
+def csrf_token(token: str) -> str:
+    """What a page of ours must send with requests that change something. Another site can neither read nor guess it."""
+    return hmac.new(token.encode(), b"precedent csrf", hashlib.sha256).hexdigest()
+
+
+def csrf_matches(token: str, given: str) -> bool:
+    return hmac.compare_digest(csrf_token(token).encode(), given.encode())
