@@ -1,11 +1,13 @@
 """What this engine promises those who wait, each row measured in one run of the engine itself.
 
-    python -m benchmarks.serving [--rows prefix memory long prediction labels] [--model demo/model] [--json F]
+    python -m benchmarks.serving [--rows prefix memory long steps prediction steady labels] [--json F]
 
 prefix      64 prompts with a shared start arrive at once, with and without the prefix cache
 memory      requests at once in the KV bytes that 16 requests of the longest length would have to themselves
 long        time between the tokens of 16 short requests, without and beside one prompt of 32k tokens
+steps       how well the fitted step times tell the next step; with --cost F they are written for benchmarks.simulate
 prediction  TTFT predictions against what came, below and beyond what the engine can carry; time of a prediction
+steady      the same, steps stretched to times that depend on their sizes alone: without the machine's other work
 labels      an attacker of another tenant times 2,000 probes; as a control, one who has the same label
 """
 
@@ -23,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from app.engine import AsyncEngine, EngineConfig, LLMEngine, Request, SamplingParams, TokenSegment
+from app.engine.cost import StepShape
 from app.engine.request import Sequence as Running
+from app.engine.schedule import Schedule
 from benchmarks.peers import random_llama
 from benchmarks.workloads import Item, Workload, build
 
@@ -142,14 +146,70 @@ def _percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[int(len(values) * share)]
 
 
-def prediction_row(config: Callable[..., EngineConfig], workload: Workload, load: float, seconds: float) -> Row:
+class _Steps:
+    """What the fit said of each step just before it was learned, and what the step took."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self.found: list[tuple[float, float]] = []
+        self._cost, self._learn = engine.forecast.cost, engine.forecast.cost.learn
+        engine.forecast.cost.learn = self._look  # type: ignore[method-assign]
+
+    def _look(self, shape: StepShape, seconds: float) -> None:
+        self.found.append((self._cost.seconds(shape), seconds))
+        self._learn(shape, seconds)
+
+    def error(self, together: int = 1) -> float:
+        """Median relative error of so many steps' sum, over the second half."""
+        half = self.found[len(self.found) // 2 :]
+        groups = [half[i : i + together] for i in range(0, len(half) - together + 1, together)]
+        return statistics.median(abs(sum(p for p, _ in g) / sum(t for _, t in g) - 1) for g in groups)
+
+
+def steps_row(config: Callable[..., EngineConfig], vocab_size: int, path: Path | None) -> Row:
+    """Prompts with and without a shared start, up to 64 at once, nothing drafted."""
+    engine = LLMEngine(config(max_num_seqs=64, max_draft_tokens=0))
+    steps = _Steps(engine)
+    for seed in range(2):
+        for name in ("mixed", "legal-cpu"):
+            for i, item in enumerate(build(name, vocab_size, seed=seed).items):
+                engine.add_request(request(f"{name} {i}", item.prompt, item.output_len))
+                engine.step()
+            while engine.has_work:
+                engine.step()
+    fitted = engine.load().step_ms
+    if path is not None:
+        path.write_text(json.dumps(fitted, indent=2))
+    errors = {"error_of_one": round(steps.error(), 3), "error_of_twenty": round(steps.error(20), 3)}
+    return {"steps": len(steps.found)} | errors | {name: round(ms, 5) for name, ms in fitted.items()}
+
+
+def prediction_row(
+    config: Callable[..., EngineConfig], workload: Workload, load: float, seconds: float, *, steady: bool
+) -> Row:
     """Poisson arrivals at `load` times what the engine carries, as measured on the spot."""
-    return asyncio.run(_predict(config(max_num_seqs=16), workload, load, seconds))
+    return asyncio.run(_predict(config(max_num_seqs=16), workload, load, seconds, steady))
 
 
-async def _predict(config: EngineConfig, workload: Workload, load: float, seconds: float) -> Row:
+def _steady(engine: LLMEngine) -> None:
+    """Takes the machine's other work out: every step is stretched to a time that depends on its size alone."""
+    run, rng = engine.runner.run, random.Random(5)
+
+    def stretched(schedule: Schedule) -> Any:
+        shape, began = schedule.shape(), time.perf_counter()
+        found = run(schedule)
+        wanted = 0.06 + 1e-4 * shape.prefill_tokens + 5e-4 * shape.decode_rows
+        time.sleep(max(0.0, began + wanted * rng.uniform(0.95, 1.05) - time.perf_counter()))
+        return found
+
+    engine.runner.run = stretched  # type: ignore[method-assign]
+
+
+async def _predict(config: EngineConfig, workload: Workload, load: float, seconds: float, steady: bool) -> Row:
     engine = AsyncEngine(config)
     await engine.start()
+    if steady:
+        _steady(engine.engine)
+    steps = _Steps(engine.engine)
     rng = random.Random(7)
 
     async def ask(item: Item, found: list[tuple[float, float, float]]) -> None:
@@ -162,8 +222,9 @@ async def _predict(config: EngineConfig, workload: Workload, load: float, second
             async for _ in deltas:
                 pass
 
+    await asyncio.gather(*(ask(item, []) for item in workload.items))  # warms up
     began = time.perf_counter()
-    await asyncio.gather(*(ask(item, []) for item in workload.items))  # warms up and tells the capacity
+    await asyncio.gather(*(ask(item, []) for item in workload.items))  # tells the capacity
     rate = load * len(workload.items) / (time.perf_counter() - began)
     found: list[tuple[float, float, float]] = []
     tasks, end = [], time.perf_counter() + seconds
@@ -180,7 +241,11 @@ async def _predict(config: EngineConfig, workload: Workload, load: float, second
         "load": load,
         "requests": len(found),
         "ttft_p50_s": round(statistics.median(actual for *_, actual in found), 3),
+        "ttft_p95_s": round(_percentile([actual for *_, actual in found], 0.95), 3),
+        "step_error": round(steps.error(), 3),
+        "error_of_twenty_steps": round(steps.error(20), 3),
         "median_error": round(statistics.median(errors), 3),
+        "predicted_over_actual": round(statistics.median(median / actual for median, _, actual in found), 3),
         "quantile_90_covers": round(sum(actual <= high for _, high, actual in found) / len(found), 3),
         "prediction_us": round(micros, 1),
     }
@@ -239,11 +304,12 @@ def auc(higher: Sequence[float], lower: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rows = ["prefix", "memory", "long", "prediction", "labels"]
+    rows = ["prefix", "memory", "long", "steps", "prediction", "steady", "labels"]
     parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals, for prediction")
+    parser.add_argument("--cost", type=Path, help="where to write the step times, for benchmarks.simulate --cost")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     vocab_size = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
@@ -265,9 +331,13 @@ def main() -> None:
     if "long" in args.rows:
         with tempfile.TemporaryDirectory() as scratch:
             show("long", long_row(Path(scratch)))
-    if "prediction" in args.rows:
-        for load in (0.7, 1.3):
-            show(f"prediction {load}", prediction_row(config, build("legal-cpu", vocab_size), load, args.seconds))
+    if "steps" in args.rows:
+        show("steps", steps_row(config, vocab_size, args.cost))
+    for name in ("prediction", "steady"):
+        for load in (0.7, 1.3) if name in args.rows else ():
+            workload = build("legal-cpu", vocab_size)
+            row = prediction_row(config, workload, load, args.seconds, steady=name == "steady")
+            show(f"{name} {load}", row)
     if "labels" in args.rows:
         show("labels", labels_row(config, vocab_size))
     if args.json:

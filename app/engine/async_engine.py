@@ -135,7 +135,8 @@ class AsyncEngine:
 
     def predict_ttft(self, prompt: PromptKeys | Seq[TokenSegment], *, quantile: float = 0.9) -> TTFTPrediction:
         """When the first token of this prompt would come if it were sent now."""
-        return self.engine.forecast.predict(self._keys(prompt), quantile)
+        unseen = self._worker.inbox.qsize() if self._worker is not None else 0
+        return self.engine.forecast.predict(self._keys(prompt), quantile, unseen)
 
     async def pin(self, segments: Seq[TokenSegment]) -> int:
         """Compute the whole blocks of this prefix and keep them for good, over restarts too; returns their tokens.

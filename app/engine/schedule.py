@@ -52,6 +52,8 @@ class Schedule:
     def shape(self) -> StepShape:
         """Draft tokens cost what tokens of a chunk cost."""
         decodes = [row.start for row in self.rows if row.decodes]
-        chunks = [(len(row.draft) if row.decodes else row.num_tokens, row.start) for row in self.rows]
+        longer = [row for row in self.rows if row.num_tokens > 1]
+        chunks = [(len(row.draft) if row.decodes else row.num_tokens, row.start) for row in longer]
         depth = sum(count * (start + count // 2) for count, start in chunks)
-        return StepShape(sum(count for count, _ in chunks), len(decodes), sum(decodes), depth)
+        drafts = sum(len(row.draft) for row in self.rows if row.draft)
+        return StepShape(sum(count for count, _ in chunks), len(decodes), sum(decodes), depth, drafts)

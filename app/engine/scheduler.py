@@ -77,6 +77,8 @@ class Scheduler:
         if self.hasher is None:
             return
         first, last = row.start // self.block_size, seq.num_computed // self.block_size
+        if first == last:
+            return
         self._extend_keys(seq, last)
         for i in range(first, min(last, len(seq.blocks))):  # fewer where it was preempted since (overlap.py)
             self.pool.publish(seq.blocks[i], seq.keys[i], seq.sources.through((i + 1) * self.block_size))
@@ -118,7 +120,8 @@ class Scheduler:
                 gone.add(self._preempt_last())
             if num_tokens and seq not in gone:
                 row = ScheduledRow(seq, seq.num_computed, num_tokens)
-                self._add_draft(row, budget - num_tokens)
+                if seq.draft:
+                    self._add_draft(row, budget - num_tokens)
                 rows.append(row)
                 budget -= row.num_tokens
         rows[:] = [row for row in rows if row.seq not in gone]
@@ -147,9 +150,11 @@ class Scheduler:
         return max(1, self.max_num_batched_tokens // 2)
 
     def _admit(self, rows: list[ScheduledRow]) -> None:
+        if len(self.running) >= self.max_num_seqs:
+            return
         budget = self.max_num_batched_tokens - sum(row.num_tokens for row in rows)
         due = sum(self._blocks_due(seq) for seq in self.running)
-        for seq in self.waiting.candidates(self._resident):
+        for seq in self.waiting.candidates(self._resident_eighths):
             if budget <= 0 or len(self.running) >= self.max_num_seqs:
                 return
             if self._is_being_computed(seq) or not self.waiting.may_start(seq):
@@ -179,6 +184,9 @@ class Scheduler:
             count += 1
         seq.resident = count
         return count
+
+    def _resident_eighths(self, seq: Sequence) -> int:
+        return 8 * self._resident(seq) * self.block_size // len(seq.tokens)
 
     def _is_being_computed(self, seq: Sequence) -> bool:
         """Whether somebody running is about to write the first block this prompt lacks: waiting is cheaper."""
@@ -224,6 +232,8 @@ class Scheduler:
     def _grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Own blocks for the first num_tokens tokens, or change nothing and say no."""
         missing = -(-num_tokens // self.block_size) - len(seq.blocks)
+        if missing <= 0:
+            return True
         if missing > self.pool.available:
             return False
         for _ in range(missing):

@@ -2,8 +2,9 @@
 
 A request's rank is arrival / AGEING_SECONDS - priority; lower is sooner. One level of priority is worth
 AGEING_SECONDS of waiting, so nobody starves, and since "now" falls out of every comparison ranks never change.
-Among requests whose ranks lie within REORDER_SPAN of the first, the one with the most blocks in the cache goes
-first: what it would read is there now and may be evicted later. Each such overtaking is counted, and a request that
+Among requests whose ranks lie within REORDER_SPAN of the first, the one with the largest part of its prompt in the
+cache goes first: what it would read is there now and may be evicted later. Parts count in eighths, so that a few blocks
+more or less do not shuffle a queue that waits for seats. Each such overtaking is counted, and a request that
 was overtaken MAX_OVERTAKES times lets nobody of a later rank pass any more.
 """
 
@@ -70,7 +71,7 @@ class WaitingQueue:
         return found
 
     def candidates(self, resident: Callable[[Sequence], int]) -> list[Sequence]:
-        """In the order in which they should start. resident: leading blocks found in the cache."""
+        """In the order in which they should start. resident: eighths of the prompt found in the cache."""
         if not self._seqs:
             return []
         last = self._seqs[0].rank + REORDER_SPAN

@@ -1,5 +1,7 @@
 """Greedy tokens equal transformers' in float32: every family, chunked, preempted, cached and not."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,15 @@ def test_greedy_equals_transformers(
         assert engine.stats().prefix_hit_tokens > stats.prefix_hit_tokens
     else:
         assert stats.prefix_hit_tokens == 0 == stats.cached_blocks
+
+
+def test_parity_notices_another_epsilon(checkpoint: Checkpoint, expected: Any, tmp_path: Path) -> None:
+    """Negative control: the same weights with another constant give other tokens."""
+    shutil.copytree(checkpoint("llama")[0], tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.3}))
+    outputs = LLMEngine(config(tmp_path / "other")).generate(mixed_prompts(), GREEDY)
+    assert [output.token_ids for output in outputs] != expected("llama")
 
 
 def test_logprobs_equal_transformers(checkpoint: Checkpoint) -> None:

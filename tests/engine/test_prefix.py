@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from app.engine import Request, SamplingParams, TokenSegment
+from app.engine import Request, SamplingParams, TokenSegment, scheduler
 from app.engine.prefix import ROOT, BlockHasher, LabelChain, PrefixGroup, prefix_groups
 from tests.engine.conftest import config, prompts
 
@@ -90,6 +91,33 @@ def test_shared_prompt_is_computed_once_when_all_arrive_together(engine) -> None
     made.generate(many, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
     assert made.stats().prefill_tokens_computed == 160 + 12 * 5
     assert made.stats().prefix_hit_tokens == 11 * 160
+
+
+@pytest.mark.parametrize("spoiled", [False, True], ids=["groups", "negative control: each reads the other's"])
+def test_two_groups_with_divergent_tails_equal_no_groups(engine, monkeypatch, spoiled) -> None:  # type: ignore[no-untyped-def]
+    starts = prompts(64, 96, seed=8)
+    many = [starts[i % 2] + tail for i, tail in enumerate(prompts(5, 17, 33, 9, 21, 2, seed=9))]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+    def tokens() -> list[list[int]]:
+        return [output.token_ids for output in engine().generate(many, params)]
+
+    seen: set[int] = set()
+
+    def groups(tables: list[list[int]]) -> tuple[list[PrefixGroup], list[int]]:
+        found, covered = prefix_groups(tables)
+        seen.add(len(found))
+        if spoiled and len(found) == 2:
+            first, second = (group.block_ids[:4] for group in found)
+            found[0] = replace(found[0], block_ids=second + found[0].block_ids[4:])
+            found[1] = replace(found[1], block_ids=first + found[1].block_ids[4:])
+        return found, covered
+
+    monkeypatch.setattr(scheduler, "prefix_groups", groups)
+    grouped = tokens()
+    assert 2 in seen
+    monkeypatch.setattr(scheduler, "prefix_groups", lambda tables: ([], [0] * len(tables)))
+    assert (grouped == tokens()) != spoiled
 
 
 def test_config_with_the_cache_off_shares_nothing(llama) -> None:  # type: ignore[no-untyped-def]

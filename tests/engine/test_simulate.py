@@ -17,7 +17,7 @@ def test_predictions_hold_and_sharing_pays(tmp_path: Path) -> None:
     assert 0.88 <= found["prediction_90_covers"] <= 0.92  # type: ignore[operator]
     assert found["prefix_hit_share"] > 0.9  # type: ignore[operator]
     assert engine.pool.is_consistent()
-    plot(tmp_path / "ttft.png", replace(fleet, seconds=10), ESTIMATED_COST, [result], jobs=1)
+    plot(tmp_path / "ttft.png", replace(fleet, seconds=10), ESTIMATED_COST, "estimated", [result], jobs=1)
     assert (tmp_path / "ttft.png").stat().st_size > 1000
 
 

@@ -13,7 +13,8 @@ from app.kernels.reference import dense_attention, merge_lse, paged_attention, r
 
 SIZE = 4
 # (context length, tokens of this step, leading blocks taken from the shared ones)
-ROWS = [(41, 1, 8), (0, 1, 0), (33, 1, 8), (47, 1, 0), (36, 9, 8), (0, 23, 0), (18, 40, 4), (5, 3, 0), (32, 2, 8)]
+ROWS = [(41, 1, 8), (0, 1, 0), (33, 1, 8), (47, 1, 0), (36, 9, 8), (0, 23, 0), (18, 40, 4), (5, 3, 0), (32, 2, 8),
+        (37, 4, 8), (3, 5, 0), (33, 6, 8), (8, 7, 0), (40, 8, 8)]  # fmt: skip
 
 
 def make_rows(scattered: bool) -> tuple[list[ScheduledRow], int]:
@@ -44,7 +45,9 @@ def naive(q: torch.Tensor, pages: tuple[torch.Tensor, torch.Tensor], rows: list[
     return out
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 8), (4, 2, 16), (8, 1, 64), (3, 1, 24)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(4, 4, 8), (4, 2, 16), (8, 1, 64), (3, 1, 24), (6, 2, 96), (4, 1, 128)]
+)
 @pytest.mark.parametrize("window", [None, 6, 30])
 @pytest.mark.parametrize("scattered", [False, True])
 def test_paged_attention_equals_the_definition(
@@ -64,6 +67,8 @@ def test_paged_attention_equals_the_definition(
     store_kv(k, v, *pages, batch.kv_rows)
     out = paged_attention(q, k, v, *pages, batch.plans[window], dim**-0.5)
     torch.testing.assert_close(out.double(), naive(q, pages, rows, window, dim**-0.5), atol=2e-6, rtol=2e-5)
+    if window is not None:  # negative control: one key more or less would be seen
+        assert not torch.allclose(out.double(), naive(q, pages, rows, window + 1, dim**-0.5), atol=2e-6, rtol=2e-5)
 
 
 def test_merged_parts_equal_the_whole_and_an_empty_part_changes_nothing() -> None:
