@@ -140,6 +140,10 @@ def ask(client: Client, request: dict[str, Any], console: Console) -> dict[str, 
     return answer
 
 
+def _drafted(speculation: dict[str, Any] | None) -> str:
+    return f", {speculation['accepted']} of them drafted from the passages" if speculation else ""
+
+
 def stage_table(answer: dict[str, Any]) -> Table:
     """Where the time of an answer went."""
     timings, usage = answer["timings_ms"], answer["usage"]
@@ -152,7 +156,7 @@ def stage_table(answer: dict[str, Any]) -> Table:
     table.add_row(*cells)
     table.caption = (
         f"{usage['prompt_tokens']:,} prompt tokens, {usage['cached_tokens']:,} of them from the prefix cache; "
-        f"{usage['completion_tokens']} tokens of answer"
+        f"{usage['completion_tokens']} tokens of answer{_drafted(answer.get('speculation'))}"
     )
     table.caption_justify = "left"
     return table
