@@ -19,6 +19,7 @@ from app.engine.sampling_batch import SamplingBatches
 from app.engine.spec.drafts import Draft, Drafter
 from app.engine.spec.length import Acceptance, least_acceptance
 from app.engine.spec.suffix import SEPARATOR, SuffixIndex
+from benchmarks.speculation import DEMO, questions, requests
 from tests.engine.conftest import VOCAB, config, make_model, prompts
 from tests.engine.test_sampling import reference
 
@@ -202,16 +203,16 @@ def ask(engine: LLMEngine, number: int, **changes: Any) -> Request:
 
 @pytest.mark.parametrize("lock", [False, True])
 def test_the_demo_model_quotes_by_drafts(demo: Make, lock: bool) -> None:
-    sources = {"quote_sources": (PASSAGE,)} if lock else {}
-    plain, engine = demo(max_draft_tokens=0), demo()
-    asked = [ask(engine, number, **sources) for number in range(6)]
+    """The prompts that it is made for, alone and in company."""
+    room = {"num_blocks": 400, "max_model_len": 3072}
+    plain, engine = demo(max_draft_tokens=0, **room), demo(**room)
+    assert plain.tokenizer is not None
+    four = questions(DEMO / "contracts", DEMO / "questions.jsonl", None)[:4]
+    asked = requests(plain.tokenizer, four, lock=lock)
     wanted = plain.generate_requests(asked)
-    for company in (1, 6):
-        found = list(
-            itertools.chain.from_iterable(
-                engine.generate_requests(asked[i : i + company]) for i in range(0, 6, company)
-            )
-        )
+    for company in (1, 4):
+        parts = [engine.generate_requests(asked[i : i + company]) for i in range(0, 4, company)]
+        found = list(itertools.chain.from_iterable(parts))
         assert [o.token_ids for o in found] == [o.token_ids for o in wanted]
         counts = [o.metrics.speculation for o in found if o.metrics.speculation is not None]
         assert sum(c.accepted for c in counts) > sum(len(o.token_ids) for o in found) / 3
