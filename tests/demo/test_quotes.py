@@ -23,7 +23,11 @@ def quotes(text: str) -> list[str]:
 def test_no_quote_of_500_hot_answers_is_invented(most: int) -> None:
     engine = LLMEngine(EngineConfig(DEMO / "model", max_num_seqs=AT_A_TIME, max_draft_tokens=most))
     assert engine.tokenizer is not None
-    asked = questions(DEMO / "contracts", DEMO / "questions.jsonl", None)
+    every = questions(DEMO / "contracts", DEMO / "questions.jsonl", None)
+    # Where a passage has quotation marks of its own, which marks of the answer belong together is a matter of reading:
+    # that is what tests/engine/test_quote_lock.py and the verification of citations are about.
+    asked = [question for question in every if not any('"' in source for source in question.sources)]
+    assert len(asked) > 20
     made = requests(engine.tokenizer, asked, lock=True)
     begun = TokenSegment(engine.tokenizer.encode(LEAD_IN))  # at this temperature it would refuse a quarter of them
     count = ANSWERS // 2  # with drafts and without: together 500
