@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,9 @@ def demo(directory: Path, *words: str) -> "subprocess.Popen[str]":
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PRECEDENT_")}
     environ |= {"PRECEDENT_MODEL": MODEL, "PRECEDENT_SERVER_PORT": str(free_port()), "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "app.cli", "demo", *words]
-    return subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.PIPE, text=True)
+    # A suite that runs in the background has Ctrl-C ignored, and its children would inherit that.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.PIPE, text=True, preexec_fn=hear)
 
 
 @pytest.mark.slow
