@@ -123,6 +123,11 @@ class Conflict(AppError):
     openai_type, anthropic_type = "invalid_request_error", "invalid_request_error"
 
 
+def source_gone() -> Conflict:
+    """What an answer in flight ends with when a document that it reads goes, wherever that is noticed."""
+    return Conflict("A document that this answer was reading has been deleted or replaced; ask again.")
+
+
 class PayloadTooLarge(AppError):
     status, code = 413, "payload_too_large"
     openai_type, anthropic_type = "invalid_request_error", "request_too_large"

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from opentelemetry import trace
 
 from app.config import RagSettings
-from app.errors import Conflict
+from app.errors import source_gone
 from app.gateway.schemas import ChatRequest, Message, Sampling, Segment, Usage
 from app.gateway.service import Gateway
 from app.gateway.stream import ChatStream
@@ -135,7 +135,7 @@ class OpenAnswer:
 
     def _require_sources(self) -> None:
         if self._forgetting.any_gone(self._sources):
-            raise Conflict("A document that this answer was reading has been deleted or replaced; ask again.")
+            raise source_gone()
 
     async def events(self) -> AsyncIterator[AnswerEvent]:
         """Deltas and citations as they come, then the whole. Raises Conflict when a document that is read has gone."""

@@ -1,1 +1,1 @@
-"""Speculation: tokens guessed ahead, verified by the target in one ordinary step. Lossless, see verify.py."""
+"""Speculation: tokens guessed ahead, verified by the target in one ordinary step. Lossless, see speculator.py."""

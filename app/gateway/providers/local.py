@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from app.config import EngineSettings
-from app.errors import Conflict, UpstreamError
+from app.errors import UpstreamError, source_gone
 from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.providers.base import Forecast, TransientError
 from app.gateway.schemas import ChatRequest, Delta, Message
@@ -114,7 +114,7 @@ class LocalProvider:
         engine, _ = self._ready()
         segments = await self._segments(request)
         if any(source in self._gone for segment in segments for source in segment.source_ids):
-            raise Conflict("A document that this answer was reading has been deleted or replaced; ask again.")
+            raise source_gone()
         try:
             streams = self._choices(engine, request, segments)
         except EngineError as error:

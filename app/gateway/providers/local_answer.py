@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from app.engine import EngineDelta, EngineError, RequestMetrics, SpeculationCounts, Tokenizer
-from app.errors import Conflict, RateLimited
+from app.errors import RateLimited, source_gone
 from app.gateway.providers.base import TransientError
 from app.gateway.providers.tool_calls import ToolCallParser
 from app.gateway.schemas import Delta, Usage
@@ -53,7 +53,7 @@ class Answer:
         if reason == "deadline":
             raise RateLimited("The in-process engine is too busy to start this in time.", retry_after=RETRY_SECONDS)
         if reason == "forgotten":
-            raise Conflict("A document that this answer was reading has been deleted or replaced; ask again.")
+            raise source_gone()
         if reason == "abort":
             raise TransientError("The in-process engine stopped.")
         return "tool_calls" if reason == "stop" and self._calls is not None and self._calls.called else reason
