@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
-from copy import deepcopy
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -30,7 +29,6 @@ from app.engine.engine import LLMEngine, pin_request
 from app.engine.facts import EngineLoad, EngineStats, PromptKeys
 from app.engine.prefix import Label, LabelCount
 from app.engine.request import EngineError, Request, StepOutput, TokenSegment
-from app.engine.spec.counts import SpeculationCounts
 from app.engine.tokenizer import Tokenizer
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
 
@@ -116,10 +114,6 @@ class AsyncEngine:
     def load(self) -> EngineLoad:
         """For routing, as of the last step. Raises EngineError where there is no engine."""
         return self.engine.load()
-
-    def speculation(self) -> SpeculationCounts:
-        """Of all requests since the engine started, as of now."""
-        return deepcopy(self.engine.speculator.totals)
 
     def label_counts(self) -> dict[Label, LabelCount]:
         """Prompt tokens and prefix cache hits per access label."""
