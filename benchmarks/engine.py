@@ -29,7 +29,7 @@ from rich.table import Table
 
 from app.engine import EngineConfig, LLMEngine, Request, SamplingParams, TokenSegment
 from app.engine.runner import resolve_threads
-from benchmarks.peers import MODEL_SHAPES, ContinuousPeer, StaticPeer, load_peer, model_shape, random_llama
+from benchmarks.peers import MODEL_SHAPES, ContinuousPeer, StaticPeer, VllmPeer, load_peer, model_shape, random_llama
 from benchmarks.workloads import SHAPES, Item, Result, Workload, build, slot_bound
 
 STATIC_BATCH = 16
@@ -145,6 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--single-sample", type=int, default=3, help="requests given to one-at-a-time, 0: none")
     parser.add_argument("--static-sample", type=int, default=STATIC_BATCH, help="requests given to static batches")
     parser.add_argument("--continuous-sample", type=int, default=8, help="requests given to generate_batch")
+    parser.add_argument("--vllm", action="store_true", help="also vLLM, where it is installed (on a GPU)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="toy size: shows that everything runs, measures nothing")
@@ -190,6 +191,9 @@ def contenders(ours: Ours, workload: Workload, folder: Path, args: argparse.Name
         name = f"precedent, static {STATIC_BATCH}"
         runs[name] = len(items), lambda: ours.run_static(items, STATIC_BATCH, run_on=True)
         runs[f"{name}, done rows leave"] = len(items), lambda: ours.run_static(items, STATIC_BATCH, run_on=False)
+    if args.vllm:
+        vllm = VllmPeer(folder, ours.engine.runner.dtype, workload.longest, dummy=bool(args.shape))
+        runs["vllm"] = len(items), lambda: vllm.run(items)
     samples = args.single_sample, args.static_sample, args.continuous_sample
     if not any(samples):
         return runs

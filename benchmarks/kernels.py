@@ -10,11 +10,13 @@ read once can exceed the ceiling, which is its point.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -35,7 +37,10 @@ import triton
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from app.engine.device import open_device
+from app.kernels.linear import linear
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_plan import DevicePlan, build_plan, pack, sections, to_device
 from app.kernels.rejection import rejection_sample
@@ -76,6 +81,7 @@ class Sizes:
     prefixes: tuple[int, ...]
     private: int
     tokens: int
+    layer_tokens: tuple[int, ...]
     vocab: int
     copied_bytes: int
     matmul: int
@@ -88,7 +94,8 @@ LLAMA = Model("Llama-3.1-8B", 32, 8, 128, 4096)
 GPU = Sizes(
     (QWEN, LLAMA), torch.bfloat16, decode=((1, 3072), (32, 3072), (256, 3072)), verify=(64, 5, 3072),
     prefill=(2048, 8192), rows=(2, 4, 8, 16, 32, 64, 128, 256, 500), prefixes=(256, 512, 1024, 2048, 4096),
-    private=1024, tokens=4096, vocab=151_936, copied_bytes=4 * 1024**3, matmul=8192, heights=(64, 128),
+    private=1024, tokens=4096, layer_tokens=(1, 64, 512), vocab=151_936, copied_bytes=4 * 1024**3, matmul=8192,
+    heights=(64, 128),
     decode_tiles=tuple(
         {"split": split, "shared_split": split, "block_n": keys}
         for split, keys in itertools.product((256, 512, 1024), (32, 64, 128))
@@ -96,7 +103,8 @@ GPU = Sizes(
 )  # fmt: skip
 TOY = Sizes(
     (Model("toy", 4, 2, 64, 64),), torch.float32, decode=((2, 48),), verify=(2, 3, 40), prefill=(40,), rows=(2, 4),
-    prefixes=(32, 64), private=16, tokens=4, vocab=100, copied_bytes=1 << 20, matmul=128, heights=(16, 32),
+    prefixes=(32, 64), private=16, tokens=4, layer_tokens=(2,), vocab=100, copied_bytes=1 << 20, matmul=128,
+    heights=(16, 32),
     decode_tiles=({"split": 32, "shared_split": 32, "block_n": 16}, {"split": 64, "shared_split": 64, "block_n": 32}),
 )  # fmt: skip
 
@@ -107,6 +115,8 @@ class Bench:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.name = torch.cuda.get_device_name() if device == "cuda" else "cpu, interpreted"
+        # For torch.compile, which on a CPU writes C++.
+        self.compiles = device == "cuda" or shutil.which("g++") is not None
 
     def seconds(self, step: Callable[[], object]) -> float:
         """Median of one call."""
@@ -203,14 +213,62 @@ def prefill_rows(bench: Bench, sizes: Sizes, model: Model, tiles: Tiles, most: C
     step = make_step(bench, sizes, model, 1, length, queries=length)
     q = step.q.transpose(0, 1)[None].contiguous()
     k, v = (bench.randn(1, model.kv_heads, length, model.dim, dtype=sizes.dtype) for _ in range(2))
-    ours = bench.seconds(step.run(model, tiles))
-    sdpa = bench.seconds(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+    times = [
+        ("ours", bench.seconds(step.run(model, tiles))),
+        (
+            "torch SDPA, contiguous",
+            bench.seconds(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)),
+        ),
+    ]
+    if bench.compiles:
+        times.append(("FlexAttention, contiguous", bench.seconds(flex(q, k, v))))
     return [
         row(
             model, f"prefill {length}, {name}", seconds, flops / seconds / 1e12, "TFLOP/s", flops / seconds / most.flops
         )
-        for name, seconds in (("ours", ours), ("torch SDPA, contiguous", sdpa))
+        for name, seconds in times
     ]
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
+    """Causal, compiled; its first call compiles and is not measured."""
+    length = q.shape[2]
+    make_mask: Any = create_block_mask
+    mask = make_mask(lambda _b, _h, i, j: i >= j, None, None, length, length, device=str(q.device))
+    compiled = torch.compile(flex_attention)
+    run = functools.partial(compiled, q, k, v, block_mask=mask, enable_gqa=True)
+    run()
+    return run
+
+
+def layer_rows(bench: Bench, sizes: Sizes, model: Model) -> list[Row]:
+    """A layer without its attention, which is what torch.compile could take over, as it is launched now, as a graph
+    and compiled; and what matrix products that do not depend on the batch cost."""
+    wide = 7 * model.hidden // 2 // 16 * 16
+    norm = bench.randn(model.hidden, dtype=sizes.dtype)
+    up, down = (bench.randn(*shape, dtype=sizes.dtype) for shape in ((2 * wide, model.hidden), (model.hidden, wide)))
+
+    def layer(x: Tensor, change: Tensor) -> Tensor:
+        gate, value = F.linear(add_rms_norm_reference(x, change, norm, 1e-6), up).chunk(2, -1)
+        return F.linear(F.silu(gate) * value, down)
+
+    found = []
+    for tokens in sizes.layer_tokens:
+        x, change = (bench.randn(tokens, model.hidden, dtype=sizes.dtype) for _ in range(2))
+        steps: dict[str, Callable[[], Tensor]] = {"eager": functools.partial(layer, x, change)}
+        steps["graph"] = open_device(bench.device.type).capture(steps["eager"])
+        if bench.compiles:
+            steps["torch.compile"] = functools.partial(torch.compile(layer), x, change)
+            steps["torch.compile"]()
+        name = f"layer without attention, {tokens} tokens"
+        found += [row(model, f"{name}, {kind}", bench.seconds(step)) for kind, step in steps.items()]
+        products = {"ours, batch-invariant": linear, "torch": F.linear}
+        name = f"matrix product, {tokens} tokens"
+        found += [
+            row(model, f"{name}, {kind}", bench.seconds(functools.partial(product, x, up)))
+            for kind, product in products.items()
+        ]
+    return found
 
 
 def shared_rows(bench: Bench, sizes: Sizes, model: Model, tiles: Tiles) -> list[tuple[int, int, float, float]]:
@@ -315,6 +373,7 @@ def measure(bench: Bench, sizes: Sizes, path: Path, with_tuning: bool) -> dict[s
             tune(bench, sizes, model, path)
         tiles = load_tuning(bench.name, model.group, model.dim, sizes.dtype, path).tiles
         rows += attention_rows(bench, sizes, model, tiles, most) + fused_rows(bench, sizes, model)
+        rows += layer_rows(bench, sizes, model)
         shared += [(model.name, *found) for found in shared_rows(bench, sizes, model, tiles)]
     return {
         "device": bench.name,

@@ -115,6 +115,32 @@ class ContinuousPeer:
         return Result(seconds, tokens)
 
 
+class VllmPeer:
+    """vLLM's offline engine on the same folder, prefix cache on; dummy: random weights of its own. Installed apart:
+    it brings its own torch. Never run by us so far."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, longest: int, *, dummy: bool) -> None:
+        from vllm import LLM, SamplingParams
+
+        self._params = SamplingParams
+        self.engine = LLM(
+            str(folder), dtype=str(dtype).removeprefix("torch."), load_format="dummy" if dummy else "auto",
+            skip_tokenizer_init=True, enable_prefix_caching=True, max_model_len=longest, seed=0,
+        )  # fmt: skip
+
+    def run(self, items: Sequence[Item]) -> Result:
+        params = [
+            self._params(temperature=0, max_tokens=item.output_len, ignore_eos=True, detokenize=False) for item in items
+        ]
+        self.engine.reset_prefix_cache()
+        began = time.perf_counter()
+        found = self.engine.generate([{"prompt_token_ids": item.prompt} for item in items], params, use_tqdm=False)
+        seconds = time.perf_counter() - began
+        tokens = sum(len(one.outputs[0].token_ids) for one in found)
+        assert tokens == sum(item.output_len for item in items)
+        return Result(seconds, tokens)
+
+
 def _collect(manager: Any, count: int) -> int:
     done = tokens = 0
     while done < count:

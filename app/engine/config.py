@@ -46,6 +46,8 @@ class EngineConfig:
         once for several rows, from where the GPU's tuning table says that it pays.  cuda_graphs: decoding steps are
         captured at the start.  overlap: a step is launched before the results of the last one are processed; without
         drafts, so it needs max_draft_tokens=0. What no GPU has verified yet is off (docs/gpu.md).
+    deterministic: on our own kernels, a request's numbers are the same bit by bit whatever runs beside it, however its
+        prompt is cut and whether drafts are verified; slower, without graphs and shared_prefix_kernel.
     stall_s: no step progressed for so long while there was work: not healthy, and waiters fail.
     """
 
@@ -75,6 +77,7 @@ class EngineConfig:
     shared_prefix_kernel: bool = False
     cuda_graphs: bool = False
     overlap: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _require(str(self.model) != "", "model must name a folder or a hub id")
@@ -100,6 +103,8 @@ class EngineConfig:
         _require(self.kernels in kernels, f"kernels must be one of {kernels}, not {self.kernels!r}")
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, f"gpu_memory_utilization must be in (0, 1], not {share}")
+        plain = not self.deterministic or not (self.cuda_graphs or self.shared_prefix_kernel)
+        _require(plain, "deterministic=True runs without cuda_graphs and shared_prefix_kernel")
         alone = not self.overlap or self.max_draft_tokens == 0
         _require(alone, "overlap=True needs max_draft_tokens=0: a draft begins behind a token that is not known yet")
 
@@ -174,6 +179,10 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def has_filters(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     @property
     def has_penalties(self) -> bool:

@@ -57,19 +57,20 @@ class Decoder:
             change = self._mlp(norm(stream, change, layer.post_norm, eps), layer)
         assert change is not None
         last, changed = stream.index_select(0, batch.last), change.index_select(0, batch.last)
-        return F.linear(norm(last, changed, self.weights.norm, eps), self.weights.head).float()
+        return self.kernels.linear(norm(last, changed, self.weights.norm, eps), self.weights.head).float()
 
     def _attention(self, x: Tensor, i: int, rope: tuple[Tensor, ...], batch: ForwardBatch, cache: KVCache) -> Tensor:
         spec, layer = self.spec, self.weights.layers[i]
         heads, dim = spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim
-        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(-1, heads, dim)
+        qkv = self.kernels.linear(x, layer.qkv, layer.qkv_bias).view(-1, heads, dim)
         norms = (layer.q_norm, layer.k_norm) if layer.q_norm is not None and layer.k_norm is not None else None
         out = self.kernels.attend(
             qkv, rope, norms, spec.rms_norm_eps, cache.keys[i], cache.values[i], batch.kv_rows,
             batch.plans[spec.windows[i]], dim**-0.5,
         )  # fmt: skip
-        return F.linear(out.flatten(1), layer.output, layer.output_bias)
+        return self.kernels.linear(out.flatten(1), layer.output, layer.output_bias)
 
     def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:
-        gate, up = F.linear(x, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        linear = self.kernels.linear
+        gate, up = linear(x, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+        return linear(F.silu(gate) * up, layer.down, layer.down_bias)

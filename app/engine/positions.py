@@ -36,6 +36,7 @@ class Positions:
             min_p=rows.min_p[at],
             uniform=rows.uniform,
             sampled=self._of(rows.sampled),
+            filtered=self._of(rows.filtered),
             with_logprobs=self._of(rows.with_logprobs),
             num_top=rows.num_top,
             biased=biased,

@@ -21,7 +21,7 @@ from app.engine.sampler import SampledTokens, sample
 from app.engine.sampling_batch import SamplingBatches
 from app.engine.schedule import Schedule
 from app.engine.sizing import pool_budget
-from app.engine.spec.model import DraftModel
+from app.engine.spec.model import DraftModel, read_draft_spec
 from app.engine.token_pool import TokenPool
 from app.kernels.dispatch import ReferenceKernels, Switches, TritonKernels, choose
 
@@ -142,11 +142,15 @@ class ModelRunner:
             _, longest = pool_shape(config, self.spec, self.dtype, draft)
         with self._on_device():
             self.decoder = Decoder(self.spec, self._load(config), longest, self.kernels)
+            drafter = self._draft_decoder(draft, config, longest) if draft is not None else None
         self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype, draft, self._budget(config))
         self.tokens = TokenPool(config.max_num_seqs, self.device)
         self._keeps_tokens = config.overlap
-        self.cache, self._forward = self._prepared(config)
-        self.draft_model = self._draft_model(draft) if draft is not None else None
+        self.cache, self._forward = self._prepared(config, self.decoder)
+        self.draft_model: DraftModel | None = None
+        if drafter is not None:
+            cache, forward = self._prepared(config, drafter)
+            self.draft_model = DraftModel(forward, cache)
         self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
 
     def _load(self, config: EngineConfig) -> DecoderWeights:
@@ -163,29 +167,27 @@ class ModelRunner:
             return None
         return pool_budget(config, self.device, self.decoder, self.kernels, longest_request(config, self.spec))
 
-    def _prepared(self, config: EngineConfig) -> tuple[KVCache, Forward]:
-        """The pages, and what runs the model over them."""
-        size = config.block_size
-        if isinstance(self.kernels, ReferenceKernels):
-            cache = KVCache.allocate(self.spec, self.num_blocks, size, self.dtype)
-            return cache, ReferenceForward(self.decoder, cache, self.tokens, size)
-        if config.draft_model and config.max_draft_tokens:
-            raise ValueError("draft_model runs on the CPU's kernels only so far; leave it out, or use device='cpu'")
-        cache = KVCache.allocate(self.spec, self.num_blocks + 1, size, self.dtype, self.device.torch)
+    def _draft_decoder(self, folder: Path, config: EngineConfig, longest: int) -> Decoder:
+        spec = read_draft_spec(folder, self.spec, longest)
+        kernels = choose_kernels(config, self.device, spec, self.dtype)
+        return Decoder(spec, load_weights(folder, spec, self.dtype), longest, kernels)
+
+    def _prepared(self, config: EngineConfig, decoder: Decoder) -> tuple[KVCache, Forward]:
+        """The pages of this model, and what runs it over them."""
+        size, kernels = config.block_size, decoder.kernels
+        if not isinstance(kernels, TritonKernels):
+            cache = KVCache.allocate(decoder.spec, self.num_blocks, size, self.dtype)
+            return cache, ReferenceForward(decoder, cache, self.tokens, size)
+        cache = KVCache.allocate(decoder.spec, self.num_blocks + 1, size, self.dtype, self.device.torch)
         forward = PagedForward(
-            self.device, self.decoder, cache, self.kernels, self.tokens, max_seqs=config.max_num_seqs,
+            self.device, decoder, cache, kernels, self.tokens, max_seqs=config.max_num_seqs,
             max_model_len=self.max_model_len, block_size=size,
         )  # fmt: skip
         forward.compile()
         if config.cuda_graphs:
-            forward.capture_all(config.max_draft_tokens)
+            # What writes drafts decodes; it never verifies any.
+            forward.capture_all(config.max_draft_tokens if decoder is self.decoder else 0)
         return cache, forward
-
-    def _draft_model(self, folder: Path) -> DraftModel:
-        return DraftModel(
-            folder, self.spec, self.dtype,
-            num_blocks=self.num_blocks, block_size=self.block_size, longest=self.max_model_len,
-        )  # fmt: skip
 
     def clear(self, block_ids: list[int]) -> None:
         """Zero these pages, in both models' caches."""
@@ -222,6 +224,8 @@ class ModelRunner:
         """The sequence has ended."""
         self.sampling.discard(seq)
         self._forward.discard(seq)
+        if self.draft_model is not None:
+            self.draft_model.discard(seq)
         self.tokens.discard(seq)
 
 
@@ -241,7 +245,8 @@ def choose_kernels(
     """Decided once; see dispatch.py."""
     return choose(
         config.kernels, device.torch, device.name, group=spec.num_heads // spec.num_kv_heads, head_dim=spec.head_dim,
-        dtype=dtype, switches=Switches(shared_prefix=config.shared_prefix_kernel, fused=config.fused_kernels),
+        dtype=dtype,
+        switches=Switches(config.shared_prefix_kernel, config.fused_kernels, config.deterministic),
     )  # fmt: skip
 
 

@@ -36,8 +36,10 @@ class SamplingBatch:
     """Per row: temperature, top_p, min_p float32 [n]; top_k, uniform as int64 and float64 [n].
 
     locked: rows int64 [m] inside a quote, and bool [m, vocab], the tokens that no source has there.
-    sampled: int64, the rows that are not greedy.  banned, biased: (row, token) pairs that must not be chosen now,
-    and those that `bias` is added to.  with_logprobs: int64, rows that want them; num_top: the most alternatives.
+    sampled: int64, the rows that draw from the whole vocabulary, and filtered: from what top_k, top_p or min_p leave;
+    the others are greedy. Told apart on the host, so that no step waits for the device to say it.
+    banned, biased: (row, token) pairs that must not be chosen now, and those that `bias` is added to.
+    with_logprobs: int64, rows that want them; num_top: the most alternatives.
     """
 
     temperature: Tensor
@@ -46,6 +48,7 @@ class SamplingBatch:
     min_p: Tensor
     uniform: Tensor
     sampled: Tensor
+    filtered: Tensor
     with_logprobs: Tensor
     num_top: int = 0
     banned: Pairs | None = None
@@ -84,8 +87,9 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
     wanted = logits.index_select(0, batch.with_logprobs).log_softmax(-1)
     _adjust(logits, batch)
     tokens = _highest(logits)
-    if len(batch.sampled):
-        tokens[batch.sampled] = _draw(logits[batch.sampled], batch, batch.sampled)
+    for rows, draw in ((batch.sampled, _unfiltered), (batch.filtered, _filtered)):
+        if len(rows):
+            tokens[rows] = draw(logits[rows] / batch.temperature[rows].clamp(min=1e-5).unsqueeze(1), batch, rows)
     chosen = wanted.gather(1, tokens[batch.with_logprobs].unsqueeze(1)).squeeze(1)
     top = wanted.topk(min(batch.num_top, wanted.shape[1]), -1)
     return SampledTokens(tokens, chosen, top.indices, top.values)
@@ -116,38 +120,49 @@ def _penalize(logits: Tensor, by: Penalties) -> None:
     logits.index_copy_(0, by.rows, rows)
 
 
-def _draw(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
-    """Tokens of these rows; those without a filter need no ranking."""
-    top_k, top_p, min_p, uniform = batch.top_k[rows], batch.top_p[rows], batch.min_p[rows], batch.uniform[rows]
-    logits = logits / batch.temperature[rows].clamp(min=1e-5).unsqueeze(1)
-    filters = (top_k > 0) | (top_p < 1) | (min_p > 0)
-    if not bool(filters.any()):
-        return _invert(logits.softmax(-1), uniform).squeeze(1)
-    tokens = torch.empty(len(rows), dtype=torch.int64)
-    tokens[filters] = _filtered(logits[filters], top_k[filters], top_p[filters], min_p[filters], uniform[filters])
-    tokens[~filters] = _invert(logits[~filters].softmax(-1), uniform[~filters]).squeeze(1)
-    return tokens
+def _unfiltered(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
+    """Tokens of these rows; without a filter nothing need be ranked."""
+    return _invert(logits.softmax(-1), batch.uniform[rows]).squeeze(1)
 
 
-def _filtered(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+def _filtered(logits: Tensor, batch: SamplingBatch, rows: Tensor) -> Tensor:
+    """A GPU sorts everything: how far a row reaches would have to be read back before the next launch."""
+    by = Filters(batch.top_k[rows], batch.top_p[rows], batch.min_p[rows], batch.uniform[rows], logits.logsumexp(-1))
+    return _ranked(logits, by) if logits.is_cpu else _pick(*_sorted(logits), by)
+
+
+@dataclass(slots=True)
+class Filters:
+    """As in SamplingBatch, of the rows in question. total: log of the mass of the whole vocabulary."""
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    uniform: Tensor
+    total: Tensor
+
+    def of(self, rows: Tensor) -> "Filters":
+        return Filters(self.top_k[rows], self.top_p[rows], self.min_p[rows], self.uniform[rows], self.total[rows])
+
+
+def _ranked(logits: Tensor, by: Filters) -> Tensor:
     """Ranks only as many tokens as can matter, and the whole vocabulary for the rows that reach further.
 
     Which way a row goes depends on nothing but the row, so that a seed gives the same in any company. Finding the
     end of a flat row's mass by bisection instead of sorting it was no faster (64 rows of 8,192 and of 152,000).
     """
     vocab_size = logits.shape[1]
-    count = min(vocab_size, max(_CANDIDATES, int(top_k.max())))
+    count = min(vocab_size, max(_CANDIDATES, int(by.top_k.max())))
     values, order = logits.topk(count)
-    total = logits.logsumexp(-1)
-    tokens = _pick(values, order, total, top_k, top_p, min_p, uniform)
+    tokens = _pick(values, order, by)
     if vocab_size <= _CANDIDATES:
         return tokens
     values = values[:, :_CANDIDATES]
-    short = torch.where(min_p > 0, values[:, -1] >= _floor(values, min_p), (values.logsumexp(-1) - total).exp() < top_p)
-    far = torch.nonzero(short & (top_k == 0)).squeeze(1)
+    mass = (values.logsumexp(-1) - by.total).exp()
+    short = torch.where(by.min_p > 0, values[:, -1] >= _floor(values, by.min_p), mass < by.top_p)
+    far = torch.nonzero(short & (by.top_k == 0)).squeeze(1)
     if len(far):
-        values, order = _sorted(logits[far])
-        tokens[far] = _pick(values, order, total[far], top_k[far], top_p[far], min_p[far], uniform[far])
+        tokens[far] = _pick(*_sorted(logits[far]), by.of(far))
     return tokens
 
 
@@ -164,19 +179,17 @@ def _floor(values: Tensor, min_p: Tensor) -> Tensor:
     return values[:, 0] + min_p.clamp(min=1e-30).log()
 
 
-def _pick(
-    values: Tensor, order: Tensor, total: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
-) -> Tensor:
-    """One token per row from logits ranked highest first; total: log of the mass of all, ranked here or not."""
-    limit = torch.where(top_k > 0, top_k, values.shape[1]).unsqueeze(1)
-    outside = torch.arange(values.shape[1]) >= limit
-    outside = outside | ((values < _floor(values, min_p).unsqueeze(1)) & (min_p > 0).unsqueeze(1))
+def _pick(values: Tensor, order: Tensor, by: Filters) -> Tensor:
+    """One token per row from logits ranked highest first."""
+    limit = torch.where(by.top_k > 0, by.top_k, values.shape[1]).unsqueeze(1)
+    outside = torch.arange(values.shape[1], device=values.device) >= limit
+    outside = outside | ((values < _floor(values, by.min_p).unsqueeze(1)) & (by.min_p > 0).unsqueeze(1))
     kept = values.masked_fill(outside, float("-inf"))
-    total = torch.where((top_k > 0) | (min_p > 0), kept.logsumexp(-1), total)
+    total = torch.where((by.top_k > 0) | (by.min_p > 0), kept.logsumexp(-1), by.total)
     probs = (kept - total.unsqueeze(1)).exp()
-    outside_p = (probs.cumsum(-1) - probs >= top_p.unsqueeze(1)) & (top_p < 1).unsqueeze(1)
+    outside_p = (probs.cumsum(-1) - probs >= by.top_p.unsqueeze(1)) & (by.top_p < 1).unsqueeze(1)
     outside_p[:, 0] = False
-    return order.gather(1, _invert(probs.masked_fill(outside_p, 0.0), uniform)).squeeze(1)
+    return order.gather(1, _invert(probs.masked_fill(outside_p, 0.0), by.uniform)).squeeze(1)
 
 
 def _invert(probs: Tensor, uniform: Tensor) -> Tensor:

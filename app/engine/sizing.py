@@ -62,7 +62,8 @@ def _sample_worst(device: Device, rows: int, vocab_size: int) -> None:
             top_p=torch.full((rows,), 0.99),
             min_p=torch.zeros(rows),
             uniform=torch.zeros(rows, dtype=torch.float64),
-            sampled=every,
+            sampled=every[:0],
+            filtered=every,
             with_logprobs=every,
             num_top=1,
         )

@@ -5,10 +5,11 @@ Every fast path has a switch, so that what misbehaves on a machine can be turned
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels import reference
@@ -21,7 +22,10 @@ Norms = tuple[Tensor, Tensor] | None
 
 
 class Kernels(Protocol):
-    """What a decoder layer is made of besides matrix products. `plan` and `slots` are those of the same step."""
+    """What a decoder layer is made of. `plan` and `slots` are those of the same step."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [n, K] @ weight [N, K].T + bias [N]."""
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """What attend() needs of the tables [L, D] at these positions; once per step."""
@@ -38,6 +42,9 @@ class Kernels(Protocol):
 
 class ReferenceKernels:
     """Plain PyTorch on the CPU; slots: int64 [T * K] rows of the pages, plan: AttentionPlan."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
@@ -63,15 +70,20 @@ class TritonKernels:
     """This package's kernels; slots: integers [T], page * S + place, plan: DevicePlan.
 
     fused: norms and the page write by our kernels; False: by PyTorch.
+    deterministic: what a row gives does not depend on the other rows; the tuning's tiles must be of one height.
     """
 
-    def __init__(self, tuning: Tuning, *, fused: bool = True) -> None:
-        from app.kernels import paged_attention, rms_norm, store_kv
+    def __init__(self, tuning: Tuning, *, fused: bool = True, deterministic: bool = False) -> None:
+        from app.kernels import linear, paged_attention, rms_norm, store_kv
 
-        self.tuning, self.fused = tuning, fused
+        self.tuning, self.fused, self.deterministic = tuning, fused, deterministic
+        self._linear = linear.linear if deterministic else F.linear
         self._attention = paged_attention.paged_attention
         self._store = store_kv.store_kv if fused else store_kv.store_kv_reference
         self._norm = rms_norm.add_rms_norm if fused else rms_norm.add_rms_norm_reference
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._linear(x, weight, bias)
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         return cos, sin, positions
@@ -89,19 +101,22 @@ class TritonKernels:
 
     def variants(self, shape: KernelShape, *, has_norm: bool) -> list[Variant]:
         """Everything that serving can ask to be compiled. has_norm: of query and key heads."""
-        from app.kernels import merge_lse, paged_attention, rms_norm, store_kv
+        from app.kernels import linear, merge_lse, paged_attention, rms_norm, store_kv
 
-        attention = paged_attention.variants(shape, self.tuning.tiles) + merge_lse.variants(shape)
-        return attention + (store_kv.variants(shape, has_norm) + rms_norm.variants(shape) if self.fused else [])
+        found = paged_attention.variants(shape, self.tuning.tiles) + merge_lse.variants(shape)
+        if self.fused:
+            found += store_kv.variants(shape, has_norm) + rms_norm.variants(shape)
+        return found + (linear.variants(shape) if self.deterministic else [])
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
     """shared_prefix: read a prefix once for several rows, from where the tuning table says that it pays.
-    fused: see TritonKernels."""
+    fused, deterministic: see TritonKernels."""
 
     shared_prefix: bool = False
     fused: bool = True
+    deterministic: bool = False
 
 
 def choose(
@@ -109,19 +124,22 @@ def choose(
     switches: Switches | None = None,
 ) -> ReferenceKernels | TritonKernels:  # fmt: skip
     """gpu: the device's name in the tuning table. Raises ValueError with one sentence where the choice cannot run."""
+    switches = switches or Switches()
     wanted = ("triton" if device.type == "cuda" else "reference") if choice == "auto" else choice
     if wanted == "reference":
         if device.type != "cpu":
             raise ValueError(
                 f"kernels='reference' run on the CPU only, not on {device}; choose 'triton' or device='cpu'"
             )
+        if switches.deterministic:
+            raise ValueError("deterministic=True needs our own kernels: device='cuda', or kernels='triton'")
         return ReferenceKernels()
     _require_triton(device)
-    switches = switches or Switches()
     tuning = load_tuning(gpu, group, head_dim, dtype)
-    kernels = TritonKernels(
-        Tuning(tuning.tiles, tuning.use_shared if switches.shared_prefix else never), fused=switches.fused
-    )
+    use_shared = tuning.use_shared if switches.shared_prefix and not switches.deterministic else never
+    # Deterministic: no row counts as decoding, so that all have tiles of one height and keys in one order.
+    tiles = replace(tuning.tiles, narrow=0) if switches.deterministic else tuning.tiles
+    kernels = TritonKernels(Tuning(tiles, use_shared), fused=switches.fused, deterministic=switches.deterministic)
     from app.kernels.launch import check_heads
 
     check_heads(group, 1, head_dim)

@@ -60,8 +60,9 @@ def build_plan(
     runs, covered = accepted_runs(rows, narrow, shared if window is None else (), use_shared)
     positions = np.repeat(rows.starts - rows.offsets, rows.counts) + np.arange(rows.counts.sum())
     height = max(height, tile_height(int((rows.counts * group)[narrow].max(initial=1)), group))
-    few = _Blocks.of(rows, np.flatnonzero(narrow), height // group, covered, window)
-    many = _Blocks.of(rows, np.flatnonzero(~narrow), max(1, tiles.block_wide // group), np.zeros_like(covered), window)
+    begins = _Begins(tiles, window)
+    few = _Blocks.of(rows, np.flatnonzero(narrow), height // group, covered, begins)
+    many = _Blocks.of(rows, np.flatnonzero(~narrow), max(1, tiles.block_wide // group), np.zeros_like(covered), begins)
     slots = Slots(_slot_counts(rows, runs, few, tiles))
     together = shared_tasks(rows, runs, group, tiles, slots)
     return PagedPlan(
@@ -89,6 +90,22 @@ def _slot_counts(rows: PagedRows, runs: list[SharedRun], few: "_Blocks", tiles: 
 
 
 @dataclass(frozen=True, slots=True)
+class _Begins:
+    """The first key that a run of tokens reads."""
+
+    tiles: Tiles
+    window: int | None
+
+    def of(self, covered: Ints, places: Ints) -> Ints:
+        """covered: what was read for the row already.  places: of the run's first token. On a multiple of an inner
+        step, so that a token's keys are summed in the same order wherever its run begins."""
+        if self.window is None:
+            return covered
+        first: Ints = np.maximum(0, places - self.window + 1) // self.tiles.block_n * self.tiles.block_n
+        return first.astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
 class _Blocks:
     """Runs of a row's tokens that share a tile: first token, number of tokens, row, keys begin .. end,
     and the first token's place in its sequence."""
@@ -102,7 +119,7 @@ class _Blocks:
 
     @classmethod
     def of(
-        cls, rows: PagedRows, members: npt.NDArray[np.int64], size: int, covered: Ints, window: int | None
+        cls, rows: PagedRows, members: npt.NDArray[np.int64], size: int, covered: Ints, begins: _Begins
     ) -> "_Blocks":
         """The tokens of these rows, `size` at a time. A block reads up to its last token, from where its first sees."""
         counts = rows.counts[members]
@@ -110,8 +127,8 @@ class _Blocks:
         row, skipped = members[owner].astype(np.int32), number * size
         length = np.minimum(size, counts[owner] - skipped).astype(np.int32)
         places = (rows.starts[row] + skipped).astype(np.int32)
-        begins = covered[row] if window is None else np.maximum(0, places - window + 1)
-        return cls(rows.offsets[row] + skipped, length, row, begins.astype(np.int32), places + length, places)
+        first = begins.of(covered[row], places)
+        return cls(rows.offsets[row] + skipped, length, row, first, places + length, places)
 
     def pieces(self, split: int | None) -> Ints:
         if split is None:

@@ -22,12 +22,15 @@ from app.engine.forward import PagedForward
 from app.engine.graphs import buckets
 from app.engine.paged_batch import BlockTables
 from app.engine.request import Sequence
+from app.engine.spec.drafts import Drafter
+from app.engine.spec.length import Acceptance
 from app.kernels import dispatch
 from app.kernels.tasks import Tiles
 from app.kernels.tuning import Tuning
 from app.kernels.variants import Variant
 from tests import HAS_GPU
 from tests.engine.conftest import config, make_model, prompts
+from tests.kernels.interpreted import dot_row_by_row
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 TILES = Tiles(split=16, shared_split=16, narrow=8, block_n=16, block_wide=16, block_shared=16)
@@ -264,3 +267,58 @@ def test_a_kernel_that_a_device_cannot_run_is_one_sentence(
     monkeypatch.setattr(dispatch.TritonKernels, "variants", lambda *args, **kwargs: [Variant("attention", refuse)])
     with pytest.raises(ValueError, match=r"^kernel attention does not run on .*Required: 132096.*; use device='cpu'$"):
         LLMEngine(settings(model("llama"), device=DEVICE, kernels="triton"))
+
+
+def with_logprobs(folder: Path, asked: list[list[int]], **changes: Any) -> tuple[list[int], list[float]]:
+    """Tokens of the first of these prompts, and their log probabilities to the bit."""
+    engine = LLMEngine(settings(folder, device=DEVICE, kernels="triton", **changes))
+    sampling = SamplingParams(temperature=0.7, top_p=0.9, seed=5, max_tokens=6, ignore_eos=True, logprobs=0)
+    first = engine.generate(asked, sampling)[0]
+    assert first.logprobs is not None
+    return first.token_ids, first.logprobs
+
+
+@pytest.mark.parametrize("family", ["qwen3", pytest.param("mistral", marks=pytest.mark.slow)])
+def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company_and_chunking(
+    family: str, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dot_row_by_row(monkeypatch)
+    folder, (asked, *others) = model(family), prompts(37, 5, 21, 11)
+    alone = with_logprobs(folder, [asked], deterministic=True)
+    assert with_logprobs(folder, [asked, *others], deterministic=True, max_num_batched_tokens=10) == alone
+    assert with_logprobs(folder, [asked, *others], deterministic=True, max_draft_tokens=0) == alone
+    assert with_logprobs(folder, [asked, asked, *others], deterministic=True, num_blocks=16) == alone
+
+
+def test_without_the_mode_company_does_change_bits(
+    model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dot_row_by_row(monkeypatch)
+    asked, *others = prompts(37, 5, 21, 11)
+    alone = with_logprobs(model("qwen3"), [asked])
+    together = with_logprobs(model("qwen3"), [asked, *others], max_num_batched_tokens=10)
+    assert alone[1] != together[1]
+
+
+def test_deterministic_on_the_reference_kernels_says_what_it_needs(model: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="deterministic=True needs our own kernels"):
+        LLMEngine(settings(model("qwen3"), deterministic=True))
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_draft_model_runs_on_the_same_kernels(
+    graphs: bool, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the model itself, so that every guess is right, as long as both read their own pages rightly."""
+    monkeypatch.setattr(Drafter, "drafts", lambda *_: [])
+    monkeypatch.setattr(Acceptance, "length", lambda self, kind, available, least: available)
+    monkeypatch.setattr("app.engine.spec.speculator.MIN_STEPS", 0)
+    monkeypatch.setattr("app.engine.spec.speculator.Speculator._least", lambda *_: (0.5, 0.0))
+    sampling = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
+    base = settings(model("qwen3"), max_draft_tokens=3)
+    wanted = tokens_of(LLMEngine(replace(base, max_draft_tokens=0)), prompts(17, 9), sampling)
+    ours = replace(base, device=DEVICE, kernels="triton", cuda_graphs=graphs, draft_model=model("qwen3"))
+    engine = LLMEngine(ours)
+    assert tokens_of(engine, prompts(17, 9), sampling) == wanted
+    drafts = engine.speculator.totals
+    assert drafts.accepted == drafts.drafted > 0

@@ -7,7 +7,7 @@ import torch
 
 from app.engine import Request, SamplingParams, TokenSegment
 from app.engine.request import Sequence
-from app.engine.sampler import sample
+from app.engine.sampler import Filters, _pick, _ranked, sample
 from app.engine.sampling_batch import SamplingBatches
 from tests.engine.conftest import prompts
 
@@ -136,3 +136,17 @@ def test_filtered_and_free_rows_mix() -> None:
     best = int(logits.argmax())
     assert set(tokens[0::3].tolist()) == set(tokens[2::3].tolist()) == {best}
     assert len(set(tokens[1::3].tolist())) > 20
+
+
+@pytest.mark.parametrize("vocab_size", [200, 600])
+def test_ranking_everything_as_a_gpu_does_draws_the_same(vocab_size: int) -> None:
+    """On a GPU nothing is read back to find out how far a row reaches; only the order of the sums differs."""
+    params = [
+        SamplingParams(temperature=1.3, top_p=0.97), SamplingParams(temperature=0.7, top_k=9, min_p=0.02),
+        SamplingParams(temperature=1.0, min_p=0.3), SamplingParams(temperature=1.0, top_k=300, top_p=0.8),
+    ] * 50  # fmt: skip
+    seqs = [Sequence(Request("", (TokenSegment([1]),), p), seed=i, max_tokens=9) for i, p in enumerate(params)]
+    logits = torch.randn(200, vocab_size, generator=torch.Generator().manual_seed(3)) * 2
+    batch = SamplingBatches(vocab_size, ()).batch(seqs)
+    by = Filters(batch.top_k, batch.top_p, batch.min_p, batch.uniform, logits.logsumexp(-1))
+    assert torch.equal(_pick(*logits.sort(-1, descending=True), by), _ranked(logits, by))

@@ -87,7 +87,7 @@ def main(dtypes: list[str], shapes: list[tuple[int, int, int]]) -> None:
     JITFunction.run = compile_instead
     for dtype, (heads, kv_heads, dim) in itertools.product(dtypes, shapes):
         shape = KernelShape(heads, kv_heads, dim, 16, heads * dim, getattr(torch, dtype), torch.device("cpu"))
-        kernels = TritonKernels(Tuning(Tiles.of(shape.dtype)))
+        kernels = TritonKernels(Tuning(Tiles.of(shape.dtype)), deterministic=True)
         found = kernels.variants(shape, has_norm=False) + store_kv.variants(shape, True)
         for variant in found + rejection.variants(shape, 32_000, 4):
             compiled_kernels.clear()

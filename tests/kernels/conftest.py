@@ -1,6 +1,6 @@
 """Kernels run on the GPU where there is one, else on the CPU through Triton's interpreter (see tests/__init__.py).
 
-Interpreted bfloat16 (../shared/notes/dependencies.md): kernels widen it to float32 before they compute, and the
+Interpreted bfloat16: kernels widen it to float32 before they compute, and the
 interpreter's casts back cut instead of rounding, so its tolerance below is twice what rounding would need.
 """
 

@@ -27,6 +27,8 @@ def test_runs_interpreted_and_writes_a_table(tmp_path: Path) -> None:
         "rms_norm",
         "rope",
         "draft",
+        "layer",
+        "matrix",
     }
     assert len(found["shared_prefix"]) == 4
     tuning = load_tuning(found["device"], 2, 64, torch.float32, table)

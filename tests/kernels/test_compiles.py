@@ -27,6 +27,7 @@ def check(rows: list[dict[str, Any]]) -> None:
         "store_kv_kernel",
         "rms_norm_kernel",
         "rejection_kernel",
+        "linear_kernel",
     }
     assert {row["kernel"] for row in rows} == kernels
     for row in rows:

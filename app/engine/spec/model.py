@@ -13,32 +13,32 @@ from pathlib import Path
 import torch
 
 from app.engine.architecture import DecoderSpec, read_spec
-from app.engine.batch import build_batch
-from app.engine.decoder import Decoder, KVCache
-from app.engine.loader import load_weights
+from app.engine.decoder import KVCache
+from app.engine.forward import Forward
+from app.engine.request import Sequence
 from app.engine.schedule import Schedule, ScheduledRow
 
 _RECENT = 0.9  # of the running mean of a forward pass's time
 
 
-class DraftModel:
-    """Raises ValueError where the folder's model has another vocabulary than the target."""
+def read_draft_spec(folder: Path, target: DecoderSpec, longest: int) -> DecoderSpec:
+    """Raises ValueError where the model has another vocabulary than the target or cannot read as much."""
+    spec = read_spec(folder)
+    if (spec.vocab_size, spec.eos_token_ids) != (target.vocab_size, target.eos_token_ids):
+        raise ValueError(
+            f"the draft model {folder} has {spec.vocab_size} tokens, ending with {spec.eos_token_ids}; the model "
+            f"has {target.vocab_size}, ending with {target.eos_token_ids}: they must share one tokenizer"
+        )
+    if spec.max_position < longest:
+        raise ValueError(f"the draft model {folder} reads {spec.max_position} tokens; the model reads {longest}")
+    return spec
 
-    def __init__(
-        self, folder: Path, target: DecoderSpec, dtype: torch.dtype, *, num_blocks: int, block_size: int, longest: int
-    ) -> None:
-        self.spec = spec = read_spec(folder)
-        if (spec.vocab_size, spec.eos_token_ids) != (target.vocab_size, target.eos_token_ids):
-            raise ValueError(
-                f"the draft model {folder} has {spec.vocab_size} tokens, ending with {spec.eos_token_ids}; the model "
-                f"has {target.vocab_size}, ending with {target.eos_token_ids}: they must share one tokenizer"
-            )
-        if spec.max_position < longest:
-            raise ValueError(f"the draft model {folder} reads {spec.max_position} tokens; the model reads {longest}")
-        self._decoder = Decoder(spec, load_weights(folder, spec, dtype), longest)
-        self.cache = KVCache.allocate(spec, num_blocks, block_size, dtype)
-        self._block_size = block_size
-        self._windows = set(spec.windows)
+
+class DraftModel:
+    """forward: runs it over the pages in `cache`."""
+
+    def __init__(self, forward: Forward, cache: KVCache) -> None:
+        self.forward, self.cache = forward, cache
         self.forward_seconds = 1e-3  # of one pass over rows of one token, lately
 
     def read(self, schedule: Schedule) -> None:
@@ -67,11 +67,11 @@ class DraftModel:
         start = min(row.seq.draft_computed or row.start, row.start)
         return ScheduledRow(row.seq, start, row.start + 1 - start)
 
+    def discard(self, seq: Sequence) -> None:
+        self.forward.discard(seq)
+
     def _forward(self, rows: list[ScheduledRow]) -> torch.Tensor:
         schedule = Schedule(sorted(rows, key=lambda row: row.num_tokens > 1), shared_blocks=[0] * len(rows))
-        batch = build_batch(
-            schedule, block_size=self._block_size, num_kv_heads=self.spec.num_kv_heads, windows=self._windows
-        )
-        logits = self._decoder.forward(batch, self.cache)
+        logits = self.forward.run(schedule)
         order = {id(row.seq): i for i, row in enumerate(schedule.rows)}
         return logits[[order[id(row.seq)] for row in rows]] if len(logits) == len(rows) else logits
