@@ -30,6 +30,7 @@ from app.errors import AppError, Forbidden, InvalidRequest, NotFound, PayloadToo
 from app.gateway.controllers import ChatController
 from app.gateway.controllers_anthropic import MessagesController
 from app.gateway.controllers_budgets import BudgetController
+from app.gateway.controllers_cache import SemanticCacheController
 from app.gateway.controllers_catalog import (
     ConfigController,
     CredentialController,
@@ -110,6 +111,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             CredentialController,
             ConfigController,
             BudgetController,
+            SemanticCacheController,
             RequestController,
             EngineController,
             watch,

@@ -66,6 +66,7 @@ class Metrics:
         self._stage = self._histogram("precedent.stage.duration", "s", STAGE)
         self._requests = self._meter.create_counter("precedent.requests", "{request}", "By target and how they ended.")
         self._fallbacks = self._meter.create_counter("precedent.fallbacks", "{attempt}", "Targets that did not answer.")
+        self._cache = self._meter.create_counter("precedent.cache.lookups", "{lookup}", "By cache and outcome.")
         self._cost = self._meter.create_counter("precedent.cost", "{USD}", "What requests cost, in US dollars.")
 
     def _histogram(self, name: str, unit: str, borders: Sequence[float]) -> Histogram:
@@ -102,6 +103,10 @@ class Metrics:
             self._per_token.record((total_ms - first_delta_ms) / 1e3 / (completion_tokens - 1), by)
         for kind, tokens in (("input", prompt_tokens), ("output", completion_tokens)):
             self._usage.record(tokens, by | {"gen_ai.token.type": kind})
+
+    def cache(self, cache: str, outcome: str) -> None:
+        """cache: exact or semantic.  outcome: hit, draft or miss."""
+        self._cache.add(1, {"cache": cache, "outcome": outcome})
 
     def watch_engine(self, counts: Counts) -> None:
         """counts: the engine's own counters by name, asked at each scrape."""

@@ -12,6 +12,7 @@ from app.db import Database
 from app.errors import AppError, ConfigurationError
 from app.gateway import catalog
 from app.gateway.cache.exact import ExactCache
+from app.gateway.cache.semantic import SemanticCache
 from app.gateway.embeddings import Embeddings
 from app.gateway.events import EventBus
 from app.gateway.health import Prober
@@ -114,8 +115,10 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     stored = await catalog.read_stored(database, sealer)
     events = EventBus()
     cache = ExactCache(settings.cache.max_bytes)
-    gateway = Gateway(_switchboard(settings, stored), meter, writer, metrics, events, cache)
+    semantic = SemanticCache(database, settings.cache)
+    gateway = Gateway(_switchboard(settings, stored), meter, writer, metrics, events, cache, semantic)
     forgetting = Forgetting()
+    forgetting.tell(semantic.forget)
     documents = DocumentService(database, files, index, forgetting)
     search = SearchService(database, Retriever(index, embedder), documents)
     ingestion = Ingestion(database, files, index, embedder, settings.rag.chunk_characters, forgetting)

@@ -4,6 +4,7 @@ import ipaddress
 
 from app.config.sections import (
     AuthSettings,
+    CacheSettings,
     LimitSettings,
     LogSettings,
     OidcSettings,
@@ -65,6 +66,16 @@ def validate_limits(limits: LimitSettings, log: LogSettings, targets: tuple[Targ
         raise ConfigurationError(f"[limits] lease_seconds must be above the longest total_seconds, {longest:g}")
     if log.flush_seconds <= 0 or log.max_pending < 1 or log.retention_days < 1:
         raise ConfigurationError("[log] flush_seconds, max_pending and retention_days must be above 0")
+
+
+def validate_cache(cache: CacheSettings) -> None:
+    if cache.semantic_seconds < 0 or cache.semantic_entries < 1:
+        raise ConfigurationError("[cache] semantic_seconds must not be negative, semantic_entries be at least 1")
+    for name in ("semantic_threshold", "semantic_audit"):
+        if not 0 <= getattr(cache, name) <= 1:
+            raise ConfigurationError(f"[cache] {name} must lie between 0 and 1")
+    if not 0 < cache.semantic_max_error < 1:
+        raise ConfigurationError("[cache] semantic_max_error must lie between 0 and 1")
 
 
 def validate_target(target: TargetSettings) -> None:

@@ -93,6 +93,15 @@ class LimitSettings:
 @dataclass(frozen=True)
 class CacheSettings:
     max_bytes: int = setting(64 * 2**20, "Memory for kept answers, on routes with cache_seconds.")
+    semantic_seconds: int = setting(
+        0, "How long checked answers about documents are kept for like questions, in seconds; 0: never."
+    )
+    semantic_threshold: float = setting(
+        0.9, "How alike two questions must be (cosine) before a partition has learned its own threshold."
+    )
+    semantic_max_error: float = setting(0.01, "Share of wrong answers that the learned threshold stays below.")
+    semantic_audit: float = setting(0.05, "Share of hits that the model answers anew, to learn from.")
+    semantic_entries: int = setting(500, "Answers kept for one partition; the oldest go first.")
 
 
 @dataclass(frozen=True)

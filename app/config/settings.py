@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from app.config.reading import build, build_list, overrides, read_file, variable, variables_of
 from app.config.rules import (
+    validate_cache,
     validate_identity,
     validate_limits,
     validate_price,
@@ -96,6 +97,7 @@ class Settings:
         for price in self.prices:
             validate_price(price)
         validate_limits(self.limits, self.log, self.targets)
+        validate_cache(self.cache)
         validate_identity(self.auth, self.oidc, self.server)
         if not 0 <= self.auth.key_cache_seconds <= 1:
             raise ConfigurationError("[auth] key_cache_seconds must lie between 0 and 1")

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Index, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Index, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, TenantScoped
@@ -37,6 +37,40 @@ class RequestRecord(TenantScoped, Base):
     total_ms: Mapped[float]
     routing: Mapped[dict[str, Any]]
     spans: Mapped[list[Any]]
+
+
+class CachedAnswer(TenantScoped, Base):
+    """An entry of the semantic cache: see cache/semantic.py. Evidence and cited: lists of [chunk, document, version].
+
+    `vector`: float32, of unit length. `until`: when it is too old. `target`, cost and time: as it was written.
+    """
+
+    __tablename__ = "semantic_answers"
+
+    partition: Mapped[str] = mapped_column(String(64), index=True)
+    labels: Mapped[list[str]]
+    target: Mapped[str] = mapped_column(String(100))
+    question: Mapped[str] = mapped_column(Text)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    slots: Mapped[list[str]]
+    evidence: Mapped[list[Any]]
+    cited: Mapped[list[Any]]
+    answer: Mapped[str] = mapped_column(Text)
+    until: Mapped[datetime]
+    cost_micros: Mapped[int] = mapped_column(BigInteger)
+    total_ms: Mapped[float]
+    completion_tokens: Mapped[int]
+    hits: Mapped[int]
+
+
+class CacheOutcome(TenantScoped, Base):
+    """A kept answer was compared with a fresh one: how alike the questions were, and whether both cite the same."""
+
+    __tablename__ = "semantic_outcomes"
+
+    partition: Mapped[str] = mapped_column(String(64), index=True)
+    similarity: Mapped[float]
+    agreed: Mapped[bool]
 
 
 class CatalogEntry(Base):

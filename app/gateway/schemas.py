@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import AppError
+from app.gateway.cache.kept import CacheQuery
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class ChatRequest:
     `cache_control`: the caller's header.
     `relay`: the caller's dialect, where a target that speaks it may hand its bytes through as they are; with
     `include_usage` a stream's usage chunk too.
+    `cache_query`: what the semantic cache needs to know, where the answer may come from there.
+    `draft`: an answer that may well be right; a target that can verify it while it answers does.
     `quote_sources`: numbered passages; a target that can constrain its output quotes these alone.
     """
 
@@ -87,6 +90,8 @@ class ChatRequest:
     cache_control: str = ""
     relay: str = ""
     include_usage: bool = False
+    cache_query: CacheQuery | None = None
+    draft: str = ""
 
 
 @dataclass(frozen=True)

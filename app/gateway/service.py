@@ -4,9 +4,11 @@ import asyncio
 import time
 from dataclasses import replace
 
-from app.config import RouteSettings
+from app.config import RouteSettings, TargetSettings
 from app.errors import ModelNotFound
 from app.gateway.cache.exact import COMPLETE, Answer, CacheControl, ExactCache, Replay, cacheable, key_of
+from app.gateway.cache.kept import CachedSource, CacheQuery, Checked
+from app.gateway.cache.semantic import SemanticCache
 from app.gateway.capabilities import estimate_tokens
 from app.gateway.events import EventBus
 from app.gateway.metering import Meter
@@ -15,7 +17,7 @@ from app.gateway.providers.base import Provider
 from app.gateway.record import Record
 from app.gateway.resilience import FALLBACK, GuardedTarget, exhausted
 from app.gateway.routing import Decision, Router
-from app.gateway.schemas import Attempt, ChatRequest, Usage
+from app.gateway.schemas import Attempt, ChatRequest, Delta, Usage
 from app.gateway.stream import ChatStream, Exchange
 from app.gateway.switchboard import Switchboard
 from app.gateway.writer import Writer
@@ -37,6 +39,7 @@ class Gateway:
         metrics: Metrics,
         events: EventBus,
         cache: ExactCache,
+        semantic: SemanticCache,
     ) -> None:
         self.board = board
         self.writer = writer
@@ -44,6 +47,7 @@ class Gateway:
         self._metrics = metrics
         self._events = events
         self._cache = cache
+        self.semantic = semantic
 
     @property
     def router(self) -> Router:
@@ -66,7 +70,7 @@ class Gateway:
         try:
             with stages.stage("route"):
                 decision = await self._decide(principal, exchange, route)
-            kept = self._kept(principal, exchange, route, decision)
+            kept = await self._kept(principal, exchange, route, decision)
             with stages.stage("limits"):
                 await self._reserve(principal, exchange, decision)
             if kept:
@@ -104,11 +108,13 @@ class Gateway:
             raise refusal
         return decision
 
-    def _kept(
+    async def _kept(
         self, principal: Principal, exchange: Exchange, route: RouteSettings, decision: Decision
     ) -> Answer | None:
-        """An answer from the exact cache, where route and caller want one."""
+        """An answer from a cache, where route and caller want one."""
         request, record = exchange.request, exchange.record
+        if request.cache_query is not None and self.semantic.enabled:
+            return await self._like(principal, exchange, request.cache_query)
         if not cacheable(request, route):
             return None
         exchange.request = replace(request, relay="")  # what is kept must be read, not handed through
@@ -116,12 +122,40 @@ class Gateway:
         key = key_of(principal, request, [exchange.board.targets[name].target for name in decision.order])
         found = self._cache.find(key, control)
         record.cache = "hit" if found else "miss"
+        self._metrics.cache("exact", record.cache)
         if found is None:
             exchange.cache_key = key if control.store else None
             return None
         answer, exchange.cache_age = found
         record.target = answer.target.name
         return answer
+
+    async def _like(self, principal: Principal, exchange: Exchange, query: CacheQuery) -> Answer | None:
+        """The answer to a like question, or that answer as a draft."""
+        with exchange.stages.stage("cache"):
+            found = await self.semantic.find(principal, exchange.request, query)
+        exchange.lookup, exchange.record.cache = found, found.outcome
+        exchange.record.routing["cache"] = {"outcome": found.outcome, "reason": found.reason}
+        self._metrics.cache("semantic", found.outcome)
+        if found.outcome == "draft":
+            exchange.request = replace(exchange.request, draft=found.text)
+        if found.outcome != "hit" or found.entry is None:
+            return None
+        exchange.cache_age = max(0.0, time.time() - found.entry.since)
+        guarded = exchange.board.targets.get(found.entry.target)
+        target = guarded.target if guarded else TargetSettings(name=found.entry.target)
+        exchange.record.target = target.name
+        return Answer(target, (Delta(found.text), Delta(finish_reason="stop", usage=Usage())), 0.0, 0.0)
+
+    async def checked(
+        self, principal: Principal, stream: ChatStream, text: str, cited: frozenset[CachedSource]
+    ) -> None:
+        """The answer is complete and every quote in it was found: the semantic cache may keep it, and learn from it."""
+        exchange, record = stream.exchange, stream.exchange.record
+        if exchange.lookup is None or exchange.lookup.outcome == "hit" or stream.finish_reason != "stop":
+            return
+        fresh = Checked(text, cited, record.target, record.cost_micros, record.total_ms, record.completion_tokens)
+        await self.semantic.conclude(principal, exchange.request, exchange.lookup, fresh)
 
     async def _reserve(self, principal: Principal, exchange: Exchange, decision: Decision) -> None:
         """Enough for whichever target answers."""

@@ -9,6 +9,7 @@ from opentelemetry import trace
 
 from app.errors import AppError
 from app.gateway.cache.exact import Replay
+from app.gateway.cache.kept import Lookup
 from app.gateway.capabilities import estimate_text, estimate_tokens
 from app.gateway.metering import Reservation
 from app.gateway.providers.tee import text_of
@@ -37,6 +38,8 @@ class Exchange:
         """Under which a complete answer is kept; None: it is not."""
         self.cache_age: float | None = None
         """Of a kept answer, in seconds; None: this one is new."""
+        self.lookup: Lookup | None = None
+        """What the semantic cache said; None: it was not asked."""
 
     def ended(self, error: BaseException | None, finish_reason: str | None = None) -> None:
         """How, and after how long."""

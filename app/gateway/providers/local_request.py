@@ -40,11 +40,12 @@ class RequestBuilder:
             quote_sources=request.quote_sources,
             grammar=self._grammar(request.upstream_only),
             continues_text=request.raw,
-            draft_token_ids=self._predicted(request.upstream_only.get(PREDICTION)),
+            draft_token_ids=self._predicted(request.upstream_only.get(PREDICTION), request.draft),
         )
 
-    def _predicted(self, prediction: dict[str, Any] | None) -> tuple[int, ...]:
-        content = prediction["content"] if prediction else ""
+    def _predicted(self, prediction: dict[str, Any] | None, draft: str) -> tuple[int, ...]:
+        """The caller's own prediction, else the cache's."""
+        content = prediction["content"] if prediction else draft
         text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
         return tuple(self._tokenizer.encode(text)) if text else ()
 
