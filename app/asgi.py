@@ -40,6 +40,7 @@ from app.gateway.controllers_catalog import (
     provide_editor,
 )
 from app.gateway.controllers_engine import EngineController, watch
+from app.gateway.controllers_replica import ReplicaController
 from app.gateway.controllers_requests import RequestController, get_series, get_usage
 from app.gateway.controllers_routes import RouteController
 from app.rag.controllers import DocumentController, answer, get_job, search
@@ -114,6 +115,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             SemanticCacheController,
             RequestController,
             EngineController,
+            ReplicaController,
             watch,
             get_usage,
             get_series,

@@ -19,6 +19,7 @@ from app.gateway.health import Prober
 from app.gateway.limits_redis import open_limits
 from app.gateway.metering import Meter
 from app.gateway.providers.local import LocalProvider
+from app.gateway.providers.precedent import PrecedentProvider
 from app.gateway.reload import Reloader
 from app.gateway.schemas import Message, Segment
 from app.gateway.service import Gateway
@@ -175,7 +176,7 @@ def _counters(provider: LocalProvider) -> dict[str, float]:
 
 async def _forget(gateway: Gateway, gone: Collection[str]) -> None:
     for provider in gateway.providers.values():
-        if isinstance(provider, LocalProvider):
+        if isinstance(provider, LocalProvider | PrecedentProvider):
             await provider.forget(gone)
 
 

@@ -27,7 +27,9 @@ TORCH_FREE = [
     f"app.engine.{name}"
     for name in ("scheduler", "waiting", "schedule", "blocks", "prefix", "cost", "facts", "quote_lock")
 ]
-ONLY_DOOR_TO_ENGINE = tuple(f"app.gateway.providers.{name}" for name in ("local", "local_request", "local_answer"))
+ONLY_DOOR_TO_ENGINE = tuple(
+    f"app.gateway.providers.{name}" for name in ("local", "local_request", "local_answer", "local_advert")
+)
 
 
 def modules() -> dict[str, Path]:

@@ -61,6 +61,8 @@ def validate_limits(limits: LimitSettings, log: LogSettings, targets: tuple[Targ
     for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "assumed_output_tokens"):
         if getattr(limits, name) < 0:
             raise ConfigurationError(f"[limits] {name} must not be negative")
+    if limits.overload_seconds < 0:
+        raise ConfigurationError("[limits] overload_seconds must not be negative")
     longest = max((target.total_seconds for target in targets), default=0.0)
     if limits.lease_seconds <= longest:
         raise ConfigurationError(f"[limits] lease_seconds must be above the longest total_seconds, {longest:g}")

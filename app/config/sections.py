@@ -85,6 +85,11 @@ class LimitSettings:
     assumed_output_tokens: int = setting(
         1024, "Output reserved for a request that names no limit; what it takes beyond may exceed a budget."
     )
+    overload_seconds: float = setting(
+        30.0,
+        "Above this predicted time to the first token an engine is overloaded, in seconds: requests go elsewhere where "
+        "they may, else 429 says when to come back; 0: never.",
+    )
     lease_seconds: int = setting(
         1800, "After so long, in seconds, what a replica that died had reserved is given back; longer than any request."
     )
@@ -183,7 +188,9 @@ class RagSettings:
 class TargetSettings:
     name: str = setting("", "Name by which routes refer to the target.")
     provider: str = setting(
-        "openai", "local, openai (any compatible server, vLLM too), azure, anthropic, tgi, triton, ollama or fake."
+        "openai",
+        "local, precedent (an engine replica), openai (any compatible server, vLLM too), azure, anthropic, tgi, "
+        "triton, ollama or fake.",
     )
     model: str = setting("", "Model (Azure: deployment) as the upstream knows it; empty: the name the caller used.")
     base_url: str = setting("", "Base URL of the upstream; for openai it ends in /v1.")
@@ -219,7 +226,9 @@ class TargetSettings:
     probe_seconds: float = setting(
         0.0, "How often the upstream is asked whether it is well, in seconds, so that trouble shows early; 0: never."
     )
-    options: str = setting("", "Of the fake provider: comma-separated status=503, delay_ms=50, after=3, text=hello.")
+    options: str = setting(
+        "", "Of the fake provider: comma-separated status=503, delay_ms=50, after=3, queue_ms=900, text=hello."
+    )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 from msgspec import Struct
 
-from app.errors import InvalidRequest, NotFound
+from app.errors import InvalidRequest
+from app.gateway.controllers_replica import local_engine
 from app.gateway.events import TOPICS, Event, EventBus, Watcher, follow
-from app.gateway.providers.local import LocalProvider
 from app.gateway.service import Gateway
 from app.tenants.auth import requires_scope
 from app.tenants.principal import Principal, Scope
@@ -46,13 +46,6 @@ class BlockMap(Struct):
     runs: list[BlockRun]
 
 
-def _local(gateway: Gateway) -> LocalProvider:
-    for provider in gateway.providers.values():
-        if isinstance(provider, LocalProvider):
-            return provider
-    raise NotFound("There is no engine in this process.")
-
-
 class EngineController(Controller):
     path = "/api/v1/engine"
     tags = ("engine",)
@@ -60,7 +53,7 @@ class EngineController(Controller):
 
     @get("/state", summary="What the engine does now")
     async def state(self, gateway: NamedDependency[Gateway]) -> EngineState:
-        local = _local(gateway)
+        local = local_engine(gateway)
         reason = local.unhealthy()
         if reason:
             return EngineState(reason, {}, {})
@@ -68,7 +61,7 @@ class EngineController(Controller):
 
     @get("/blocks", summary="The map of KV blocks")
     async def blocks(self, gateway: NamedDependency[Gateway]) -> BlockMap:
-        runs = await asyncio.to_thread(_local(gateway).block_runs)
+        runs = await asyncio.to_thread(local_engine(gateway).block_runs)
         return BlockMap(sum(count for _, count in runs), [BlockRun(state, count) for state, count in runs])
 
 

@@ -24,6 +24,7 @@ class ExplainRequest(Struct, forbid_unknown_fields=True):
     regions: list[str] = []
     privileged: bool = False
     ttft_ms: Annotated[float, Meta(gt=0)] | None = None
+    batch: bool = False
 
 
 class VerdictView(Struct):
@@ -66,7 +67,7 @@ class RouteController(Controller):
         gateway: NamedDependency[Gateway],
     ) -> DecisionView:
         """Nothing is sent, reserved or recorded. Weights are drawn anew each time."""
-        hints = RouteHints(data.session, frozenset(data.regions), data.privileged, data.ttft_ms)
+        hints = RouteHints(data.session, frozenset(data.regions), data.privileged, data.ttft_ms, data.batch)
         label = principal.access_atoms(principal.labels)
         asked = replace(to_request(data.request, label), hints=hints)
         decision = await gateway.explain(principal, asked)

@@ -105,6 +105,15 @@ class Egress:
         """The response once its head is there; close it. `path` is relative to the target's base_url."""
         return await self._send("POST", path, {**self._headers, "content-type": "application/json"}, body)
 
+    async def exchange(self, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Status and whole answer, of a POST where there is a body, else of a GET."""
+        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        response = await self._send("GET" if body is None else "POST", path, headers, body or b"")
+        try:
+            return response.status_code, await response.aread()
+        finally:
+            await response.aclose()
+
     async def get(self, path: str) -> int:
         """The status."""
         response = await self._send("GET", path, self._headers, b"")

@@ -11,13 +11,10 @@ MAX_SESSION = 200
 
 
 def hints_of(headers: Mapping[str, str]) -> RouteHints:
-    """From x-precedent-session, -region (a list with commas), -privileged (true or false) and -ttft-ms.
+    """From x-precedent-session, -region (a list with commas), -privileged and -batch (true or false), and -ttft-ms.
 
     Raises InvalidRequest: a wish that cannot be read is not taken for none.
     """
-    privileged = headers.get("x-precedent-privileged", "false").strip().lower()
-    if privileged not in ("true", "false", "1", "0"):
-        raise InvalidRequest("x-precedent-privileged is true or false.", param="x-precedent-privileged")
     regions = headers.get("x-precedent-region")
     named = frozenset(part.strip() for part in (regions or "").split(",") if part.strip())
     if regions is not None and not named:
@@ -25,9 +22,17 @@ def hints_of(headers: Mapping[str, str]) -> RouteHints:
     return RouteHints(
         session=headers.get("x-precedent-session", "")[:MAX_SESSION],
         regions=named,
-        privileged=privileged in ("true", "1"),
+        privileged=_flag(headers, "x-precedent-privileged"),
+        batch=_flag(headers, "x-precedent-batch"),
         ttft_ms=_milliseconds(headers.get("x-precedent-ttft-ms")),
     )
+
+
+def _flag(headers: Mapping[str, str], name: str) -> bool:
+    said = headers.get(name, "false").strip().lower()
+    if said not in ("true", "false", "1", "0"):
+        raise InvalidRequest(f"{name} is true or false.", param=name)
+    return said in ("true", "1")
 
 
 def _milliseconds(given: str | None) -> float | None:

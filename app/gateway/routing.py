@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.config import RouteSettings, Settings, TargetSettings
-from app.errors import AppError, ConfigurationError, ModelNotFound
+from app.errors import AppError, ConfigurationError, ModelNotFound, RateLimited
 from app.gateway.capabilities import estimate_tokens
 from app.gateway.complexity import Complexity, complexity, features
 from app.gateway.eligibility import objection, refused_by_all
@@ -109,11 +109,13 @@ class Planner:
         targets: dict[str, GuardedTarget],
         prices: PriceTable,
         assumed_output: int,
+        overload_ms: float = 0.0,
         rng: random.Random | None = None,
     ) -> None:
         self._targets = targets
         self._prices = prices
         self._assumed_output = assumed_output
+        self._overload_ms = overload_ms
         self._rng = rng or random.Random()
 
     async def decide(
@@ -129,15 +131,36 @@ class Planner:
                 objections[name] = error
         eligible = [name for name in route.targets if name not in objections]
         hard = complexity(features(request, expected.prompt_tokens)) if route.strategy == "hybrid" else None
-        ranked = []
+        ranked, busy = [], None
         if eligible:
             candidates = [await self._candidate(name, request, route, expected) for name in eligible]
             wish = Wish(_affinity(principal, request), hard, request.hints.ttft_ms)
             ranked = rank(route.strategy, candidates, wish, self._rng)
+            busy = None if request.hints.batch else self._busy(candidates)
         verdicts = [Verdict(c.name, number, reason) for number, (c, reason) in enumerate(ranked, start=1)]
         verdicts += [Verdict(name, None, error.detail) for name, error in objections.items()]
         decision = Decision(route.model, route.strategy, tuple(verdicts), expected, hard)
-        return decision, None if eligible else refused_by_all(route.model, list(objections.values()))
+        return decision, busy if eligible else refused_by_all(route.model, list(objections.values()))
+
+    def pressure(self, route: RouteSettings) -> float:
+        """How near the route's least busy engine is to overload: 0 idle, 1 overloaded. 0 where no engine tells."""
+        told = [self._targets[name].provider.queue_ms() for name in route.targets]
+        waits = [wait for wait in told if wait is not None]
+        return min(1.0, min(waits) / self._overload_ms) if waits and self._overload_ms else 0.0
+
+    def _busy(self, candidates: list[Candidate]) -> RateLimited | None:
+        """Decided before anything is computed: where every target's queue is too long, when to come back."""
+        if not all(candidate.overload for candidate in candidates):
+            return None
+        shortest = min(self._targets[candidate.name].provider.queue_ms() or 0.0 for candidate in candidates)
+        wait = max(1.0, (shortest - self._overload_ms) / 1000)
+        return RateLimited("Every engine that may serve this is overloaded.", retry_after=wait)
+
+    def _overload(self, provider: Provider) -> str | None:
+        wait = provider.queue_ms() if self._overload_ms else None
+        if wait is None or wait <= self._overload_ms:
+            return None
+        return f"overloaded, first token in {wait / 1000:.0f} s"
 
     async def _candidate(self, name: str, request: ChatRequest, route: RouteSettings, expected: Usage) -> Candidate:
         guarded = self._targets[name]
@@ -148,6 +171,7 @@ class Planner:
             position=position,
             weight=route.weights[position] if route.weights else 1,
             trouble=guarded.trouble(),
+            overload=self._overload(guarded.provider),
             running=guarded.running,
             ttft_ms=forecast.ttft_ms if forecast else guarded.ttft_ms,
             cached_tokens=forecast.cached_tokens if forecast else 0,

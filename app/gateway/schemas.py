@@ -53,13 +53,14 @@ class RouteHints:
     """What a caller says about where its request may or should go. It can narrow what its tenant allows, never widen.
 
     session: requests of one session go to one target where the route looks for affinity.  regions: empty, or the only
-    ones that may compute.  ttft_ms: when the first token is wanted.
+    ones that may compute.  ttft_ms: when the first token is wanted.  batch: nobody waits for it, others go first.
     """
 
     session: str = ""
     regions: frozenset[str] = frozenset()
     privileged: bool = False
     ttft_ms: float | None = None
+    batch: bool = False
 
 
 @dataclass(frozen=True)

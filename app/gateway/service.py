@@ -87,6 +87,10 @@ class Gateway:
         decision, _ = await board.planner.decide(principal, request, _route(board, principal, request.model))
         return decision
 
+    def pressure(self, model: str) -> float:
+        """How near the model's engines are to overload, from 0 to 1. Raises ModelNotFound."""
+        return self.board.planner.pressure(self.router.plan(model))
+
     async def count_tokens(self, principal: Principal, request: ChatRequest) -> tuple[int, bool]:
         """(prompt tokens, whether exact): counted by the first able target's own tokenizer, else estimated.
 

@@ -13,7 +13,8 @@ from app.gateway.complexity import Complexity
 class Candidate:
     """What is known of one eligible target when the decision is taken.
 
-    trouble: why it would not answer now (None: nothing is known against it).  ttft_ms: predicted, else measured lately,
+    trouble: why it would not answer now (None: nothing is known against it).  overload: its queue is too long, which is
+    trouble under every strategy.  ttft_ms: predicted, else measured lately,
     else None.  cached_tokens: of this prompt, already computed there.  cost_micros: the most the request would cost.
     """
 
@@ -21,6 +22,7 @@ class Candidate:
     position: int
     weight: int = 1
     trouble: str | None = None
+    overload: str | None = None
     running: int = 0
     ttft_ms: float | None = None
     cached_tokens: int = 0
@@ -47,14 +49,16 @@ Strategy = Callable[[list[Candidate], Wish, random.Random], Ranked]
 def rank(strategy: str, candidates: list[Candidate], wish: Wish, rng: random.Random) -> Ranked:
     """Candidates in the order in which they are tried, each with its reason.
 
-    Whatever the strategy prefers, a target that would not answer now comes after those that would; `order` alone is
-    taken at its word.
+    Whatever the strategy prefers, a target that would not answer now comes after those that would; `order` is taken at
+    its word, but for overload.
     """
+
+    def against(candidate: Candidate) -> str | None:
+        return candidate.overload or (candidate.trouble if strategy != "order" else None)
+
     ranked = STRATEGIES[strategy](candidates, wish, rng)
-    if strategy == "order":
-        return ranked
-    well = [(candidate, reason) for candidate, reason in ranked if not candidate.trouble]
-    ill = [(candidate, f"last: {candidate.trouble}") for candidate, _ in ranked if candidate.trouble]
+    well = [(candidate, reason) for candidate, reason in ranked if not against(candidate)]
+    ill = [(candidate, f"last: {against(candidate)}") for candidate, _ in ranked if against(candidate)]
     return well + ill
 
 

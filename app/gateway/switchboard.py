@@ -17,7 +17,8 @@ class Switchboard:
         self.router = Router(settings)
         self.targets = targets
         self.prices = PriceTable(settings.prices)
-        self.planner = Planner(targets, self.prices, settings.limits.assumed_output_tokens)
+        limits = settings.limits
+        self.planner = Planner(targets, self.prices, limits.assumed_output_tokens, limits.overload_seconds * 1000)
 
     @property
     def providers(self) -> dict[str, Provider]:

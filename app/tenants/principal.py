@@ -21,10 +21,11 @@ class Scope(StrEnum):
     USAGE = "usage"
     ADMIN = "admin"
     OPERATOR = "operator"
+    ENGINE = "engine"
 
 
-# What a tenant's own keys can hold; `operator` is for who runs the installation.
-TENANT_SCOPES = frozenset(scope.value for scope in Scope) - {Scope.OPERATOR.value}
+# What a tenant's own keys can hold; `operator` is for who runs the installation, `engine` for its own gateways.
+TENANT_SCOPES = frozenset(scope.value for scope in Scope) - {Scope.OPERATOR.value, Scope.ENGINE.value}
 
 
 class Window(StrEnum):

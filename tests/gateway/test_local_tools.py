@@ -105,9 +105,9 @@ async def test_what_a_template_writes_of_tools_is_the_tenants(local: Site) -> No
     provider = local.services.gateway.providers["local"]
     message = Message("user", (Segment("x", frozenset({"tenant:a"})),))
     with_tools = ChatRequest("tiny", (message,), upstream_only={"tools": [LOOKUP]})
-    segments = provider._builder.segments(with_tools)  # type: ignore[attr-defined]
+    segments = provider._builder.prompt(with_tools).segments  # type: ignore[attr-defined]
     assert {segment.label for segment in segments} == {frozenset({"tenant:a"})}
-    plain = provider._builder.segments(ChatRequest("tiny", (message,)))  # type: ignore[attr-defined]
+    plain = provider._builder.prompt(ChatRequest("tiny", (message,))).segments  # type: ignore[attr-defined]
     assert frozenset() in {segment.label for segment in plain}
 
 

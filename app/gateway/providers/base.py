@@ -65,6 +65,10 @@ class Provider(Protocol):
         """When its first token would come; None where the provider cannot tell."""
         ...
 
+    def queue_ms(self) -> float | None:
+        """When the first token of a short request would come; None where the provider cannot tell. Costs nothing."""
+        ...
+
     async def probe(self) -> None:
         """Ask the upstream whether it is well. Raises UpstreamError where it is not."""
         ...

@@ -12,7 +12,8 @@ from app.gateway.schemas import ChatRequest, Delta, Usage
 
 class FakeProvider:
     """Echoes the last message's words, or `text`. Options: text, delay_ms (before each delta), status (fail with this
-    HTTP status), after (deltas before the failure). Tools and formats are accepted and have no effect.
+    HTTP status), after (deltas before the failure), queue_ms (how busy it says it is). Tools and formats are accepted
+    and have no effect.
     """
 
     takes = TOOL_FIELDS | OPENAI_FIELDS | {COMPLETION, TOP_K, RESPONSE_FORMAT}
@@ -23,6 +24,7 @@ class FakeProvider:
             self._delay = float(options.pop("delay_ms", 0)) / 1000
             self._status = int(options.pop("status", 0))
             self._after = int(options.pop("after", 0))
+            self._queue_ms = float(options.pop("queue_ms")) if "queue_ms" in options else None
         except ValueError as error:
             raise ConfigurationError(f"target {target.name!r}: bad options {target.options!r}") from error
         self._text = options.pop("text", "")
@@ -57,6 +59,9 @@ class FakeProvider:
 
     async def forecast(self, request: ChatRequest) -> Forecast | None:
         return None
+
+    def queue_ms(self) -> float | None:
+        return self._queue_ms
 
     async def probe(self) -> None:
         if self._status and not self._after:

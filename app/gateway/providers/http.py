@@ -100,6 +100,9 @@ class HttpProvider:
     async def forecast(self, request: ChatRequest) -> Forecast | None:
         return None
 
+    def queue_ms(self) -> float | None:
+        return None
+
     async def probe(self) -> None:
         """Any answer to a GET that is no server error says that the upstream is there."""
         if self._client is None:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, cast
 from app.config import EngineSettings
 from app.errors import UpstreamError, source_gone
 from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
+from app.gateway.providers.advert import Advert
 from app.gateway.providers.base import Forecast, TransientError
+from app.gateway.providers.local_advert import Residency, advertise, queue_ms
 from app.gateway.schemas import ChatRequest, Delta, Message
 
 if TYPE_CHECKING:
     from app.engine import AsyncEngine, EngineStats, TokenSegment
     from app.engine.config import KernelChoice
     from app.engine.facts import EngineLoad
-    from app.gateway.providers.local_request import RequestBuilder
+    from app.gateway.providers.local_request import Prompt, RequestBuilder
 
 # Requests in flight may finish for so long when the process stops.
 DRAIN_SECONDS = 5.0
@@ -25,7 +27,7 @@ DRAIN_SECONDS = 5.0
 INLINE_CHARACTERS = 20_000
 # Forgotten sources remembered; a request that still brings one has been on its way for moments, not for days.
 MAX_GONE = 100_000
-_TAKES = frozenset(
+TAKES = frozenset(
     {COMPLETION, TOP_K, RESPONSE_FORMAT, CHOICES, PREDICTION, "logprobs", "top_logprobs", "logit_bias", "min_p",
      "min_tokens", "ignore_eos", "stop_token_ids", "presence_penalty", "frequency_penalty", "repetition_penalty"}
 )  # fmt: skip
@@ -41,13 +43,15 @@ class LocalProvider:
         self._settings = settings
         self._engine: AsyncEngine | None = None
         self._builder: RequestBuilder | None = None
+        self._residency = Residency()
+        self._advertised = False
         self._gone: dict[str, None] = {}  # sources that no request may bring any more, the latest last
 
     @property
     def takes(self) -> frozenset[str]:
         """Tools only where the model's chat template knows of them."""
         with_tools = self._builder is not None and self._builder.tools is not None
-        return _TAKES | TOOL_FIELDS if with_tools else _TAKES
+        return TAKES | TOOL_FIELDS if with_tools else TAKES
 
     async def start(self) -> None:
         """Load the model in the engine's thread. Raises whatever loading raises."""
@@ -83,7 +87,7 @@ class LocalProvider:
     async def pin(self, messages: tuple[Message, ...]) -> None:
         """Compute what is firm-wide at the start of a chat with these messages, and keep it for good."""
         engine, builder = self._ready()
-        segments = builder.segments(ChatRequest(model="", messages=messages))
+        segments = builder.prompt(ChatRequest(model="", messages=messages)).segments
         await engine.pin(list(takewhile(lambda segment: not segment.label, segments)))
 
     async def forget(self, source_ids: Collection[str]) -> None:
@@ -112,7 +116,11 @@ class LocalProvider:
         from app.gateway.providers.local_answer import several
 
         engine, _ = self._ready()
-        segments = await self._segments(request)
+        prompt = await self._prompt(request)
+        segments = prompt.segments
+        if self._advertised:
+            keys = engine.keys(segments)
+            self._residency.served(request, prompt.ends, keys, engine.engine.config.block_size)
         if any(source in self._gone for segment in segments for source in segment.source_ids):
             raise source_gone()
         try:
@@ -161,16 +169,31 @@ class LocalProvider:
         predicted = engine.predict_ttft(await self._segments(request), quantile=0.9)
         return Forecast(predicted.quantile_s * 1000, predicted.cached_tokens)
 
+    def queue_ms(self) -> float | None:
+        if self.unhealthy():
+            return None
+        return queue_ms(self._ready()[0])
+
     async def probe(self) -> None:
         if reason := self.unhealthy():
             raise TransientError(f"The in-process engine is not well: {reason}.")
 
+    def advert(self) -> Advert:
+        """What gateways in other processes route by; from now on it is kept track of."""
+        self._advertised = True
+        if reason := self.unhealthy():
+            return Advert(self.takes, reason)
+        return advertise(self._ready()[0], self.takes, self._residency)
+
     async def _segments(self, request: ChatRequest) -> "list[TokenSegment]":
+        return (await self._prompt(request)).segments
+
+    async def _prompt(self, request: ChatRequest) -> "Prompt":
         """Long prompts are tokenized in a thread: the event loop serves others meanwhile."""
         _, builder = self._ready()
         if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
-            return await asyncio.to_thread(builder.segments, request)
-        return builder.segments(request)
+            return await asyncio.to_thread(builder.prompt, request)
+        return builder.prompt(request)
 
     def _ready(self) -> "tuple[AsyncEngine, RequestBuilder]":
         if self._engine is None:

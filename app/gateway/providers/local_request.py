@@ -3,7 +3,7 @@
 Loaded by LocalProvider.start(), since it imports the engine.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.engine import Grammar, Request, SamplingParams, Tokenizer, TokenSegment
@@ -18,7 +18,25 @@ SAMPLING_FIELDS = PENALTIES | {"min_p", "min_tokens", "ignore_eos", "stop_token_
 LOGIT_BIAS, LOGPROBS, TOP_LOGPROBS = "logit_bias", "logprobs", "top_logprobs"
 # The engine's own choice where a caller names no limit.
 DEFAULT_MAX_TOKENS = 512
+# Of priority below the others: what nobody waits for starts later, but not never (waiting.py).
+BATCH_LEVELS = 10
 MAX_FIRM_WIDE = 256  # texts remembered as tokens
+
+
+@dataclass
+class Prompt:
+    """segments: of template and contents.  ends: tokens up to the end of each segment of content."""
+
+    segments: list[TokenSegment] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def add_contents(self, contents: list[TokenSegment]) -> "Prompt":
+        at = sum(len(segment.token_ids) for segment in self.segments)
+        for segment in contents:
+            at += len(segment.token_ids)
+            self.ends.append(at)
+        self.segments += contents
+        return self
 
 
 class RequestBuilder:
@@ -36,6 +54,7 @@ class RequestBuilder:
             "chat",
             tuple(segments),
             _sampling(request),
+            priority=-BATCH_LEVELS if request.hints.batch else 0,
             max_queue_seconds=self._max_queue_seconds,
             quote_sources=request.quote_sources,
             grammar=self._grammar(request.upstream_only),
@@ -54,25 +73,25 @@ class RequestBuilder:
         tools = self._offered(request.upstream_only)
         return ToolCallParser(self.tools, tools) if tools and self.tools is not None else None
 
-    def segments(self, request: ChatRequest) -> list[TokenSegment]:
+    def prompt(self, request: ChatRequest) -> Prompt:
         """The chat template's own pieces are firm-wide; every content keeps its segments and their labels.
 
         What a template writes of tools is the caller's text: then its pieces carry the union of the labels.
         """
+        made = Prompt()
         if request.raw:
-            return self._contents(request.messages[0])
+            return made.add_contents(self._contents(request.messages[0]))
         tools = self._offered(request.upstream_only)
         messages = [self._message(message) for message in request.messages]
         inlined = tools or any("tool_calls" in message for message in messages)
         labels = [s.label for message in request.messages for s in message.segments] if inlined else []
         template = TokenSegment([], frozenset().union(*labels))
-        segments: list[TokenSegment] = []
         for piece in self._tokenizer.render_chat(messages, tools=tools):
             if piece.message_index is None:
-                segments.append(replace(template, token_ids=self._tokenizer.encode_template(piece.text)))
+                made.segments.append(replace(template, token_ids=self._tokenizer.encode_template(piece.text)))
             else:
-                segments += self._contents(request.messages[piece.message_index])
-        return segments
+                made.add_contents(self._contents(request.messages[piece.message_index]))
+        return made
 
     def _contents(self, message: Message) -> list[TokenSegment]:
         return [TokenSegment(self._encode(s.text, s.label), s.label, s.source_ids) for s in message.segments if s.text]

@@ -12,6 +12,7 @@ from app.gateway.providers.http import HttpProvider
 from app.gateway.providers.local import LocalProvider
 from app.gateway.providers.ollama import OllamaProvider
 from app.gateway.providers.openai import OpenAIProvider
+from app.gateway.providers.precedent import PrecedentProvider
 from app.gateway.providers.tgi import TgiProvider
 from app.gateway.providers.triton import TritonProvider
 
@@ -22,6 +23,7 @@ UPSTREAMS: dict[str, type[HttpProvider]] = {
     "tgi": TgiProvider,
     "triton": TritonProvider,
     "ollama": OllamaProvider,
+    "precedent": PrecedentProvider,
 }
 
 

@@ -1,0 +1,55 @@
+"""The advert of the in-process engine: with what it knows of its queue, and which prompts it still has in memory."""
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from app.gateway.prefixes import fingerprints
+from app.gateway.providers.advert import Advert
+from app.gateway.schemas import ChatRequest
+
+if TYPE_CHECKING:
+    from app.engine import AsyncEngine
+    from app.engine.facts import PromptKeys
+
+MAX_REMEMBERED = 20_000  # beginnings of prompts
+LONG = 512  # tokens of the prompt by which the speed of prefill is told
+
+
+class Residency:
+    """Remembers where prompts' segments ended, and tells which of these beginnings are still in KV memory."""
+
+    def __init__(self) -> None:
+        self._ends: OrderedDict[str, tuple[bytes, int]] = OrderedDict()  # key of the last whole block, tokens
+
+    def served(self, request: ChatRequest, ends: list[int], prompt: "PromptKeys", block_size: int) -> None:
+        """ends: tokens up to the end of each segment of content."""
+        names = fingerprints(request.messages)
+        if len(names) != len(ends):  # a chat template that leaves out or repeats a message
+            return
+        for name, end in zip(names, ends, strict=True):
+            blocks = end // block_size
+            if 0 < blocks <= len(prompt.keys):
+                self._ends[name] = prompt.keys[blocks - 1], blocks * block_size
+                self._ends.move_to_end(name)
+        while len(self._ends) > MAX_REMEMBERED:
+            self._ends.popitem(last=False)
+
+    def resident(self, engine: "AsyncEngine") -> dict[str, int]:
+        """A block is evicted before those it stands on, so that the last one in memory vouches for all before it."""
+        lookup = engine.engine.pool.lookup
+        return {name: tokens for name, (key, tokens) in self._ends.items() if lookup(key) is not None}
+
+
+def queue_ms(engine: "AsyncEngine", tokens: int = 1) -> float:
+    """When the first token of a prompt of so many tokens would come, none of them in memory; nine of ten stay below."""
+    from app.engine import TokenSegment
+
+    return engine.predict_ttft([TokenSegment([0] * tokens)], quantile=0.9).quantile_s * 1000
+
+
+def advertise(engine: "AsyncEngine", takes: frozenset[str], residency: Residency) -> Advert:
+    short, long = (queue_ms(engine, tokens) for tokens in (1, LONG))
+    load = engine.load()
+    return Advert(
+        takes, None, short, max(0.0, long - short) / (LONG - 1), load.running, load.waiting, residency.resident(engine)
+    )
