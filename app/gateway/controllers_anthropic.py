@@ -9,6 +9,7 @@ from litestar.params import JSONBody
 from app.errors import AppError
 from app.gateway.headers import answer_headers
 from app.gateway.hints import with_headers
+from app.gateway.providers.tee_anthropic import ANTHROPIC
 from app.gateway.service import Gateway
 from app.gateway.stream import ChatStream
 from app.gateway.streaming import Frames, stream_response
@@ -33,12 +34,16 @@ class MessagesController(Controller):
         gateway: NamedDependency[Gateway],
     ) -> Response[Any]:
         asked = to_request(data, principal.access_atoms(principal.labels))
-        stream = await gateway.open(principal, with_headers(asked, request.headers), Stages())
+        asked = with_headers(asked, request.headers, relay=ANTHROPIC)
+        stream = await gateway.open(principal, asked, Stages())
         if data.stream:
             frames = _frames(stream, MessageEvents(data.model))
             return await stream_response(frames, error_frame, answer_headers(stream, "anthropic"))
         async with stream:
             deltas = [delta async for delta in stream]
+        if deltas and deltas[0].raw is not None:
+            headers = answer_headers(stream, "anthropic")
+            return Response(deltas[0].raw, media_type="application/json", headers=headers)
         body = whole(data.model, deltas, stream.finish_reason, stream.stop_sequence, stream.usage)
         return Response(body, headers=answer_headers(stream, "anthropic"))
 
@@ -67,10 +72,16 @@ async def _frames(stream: ChatStream, events: MessageEvents) -> Frames:
     async with stream:
         yield b""
         started = False
+        relayed = False
         async for delta in stream:
+            if delta.raw is not None:
+                relayed = True
+                yield delta.raw
+                continue
             if not started:
                 started = True
                 yield b"".join(map(event, events.start(stream.usage)))
             if made := events.delta(delta):
                 yield b"".join(map(event, made))
-    yield b"".join(map(event, events.end(stream.finish_reason, stream.stop_sequence, stream.usage)))
+    if not relayed:
+        yield b"".join(map(event, events.end(stream.finish_reason, stream.stop_sequence, stream.usage)))

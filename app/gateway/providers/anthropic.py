@@ -8,11 +8,12 @@ written to the cache; ours count the whole prompt.
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
-from app.errors import AppError, InvalidRequest
+from app.errors import AppError, InvalidRequest, UpstreamError
 from app.gateway.capabilities import RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.images import data_url
 from app.gateway.providers.base import ContextExceeded
 from app.gateway.providers.http import HttpProvider, Json, arguments_of, kind_of, message_of, sse_data
+from app.gateway.providers.tee_anthropic import ANTHROPIC, MessageTee
 from app.gateway.schemas import ChatRequest, Delta, Message, Usage
 
 API_VERSION = "2023-06-01"
@@ -33,6 +34,7 @@ class AnthropicProvider(HttpProvider):
     """`base_url` is https://api.anthropic.com. A caller's seed, which the API does not know, is not sent."""
 
     TAKES = TOOL_FIELDS | {TOP_K, RESPONSE_FORMAT}
+    DIALECT = ANTHROPIC
 
     def headers(self, key: str) -> dict[str, str]:
         return {"anthropic-version": API_VERSION} | ({"x-api-key": key} if key else {})
@@ -60,6 +62,34 @@ class AnthropicProvider(HttpProvider):
             "output_config": _output_config(fields.get(RESPONSE_FORMAT)),
         }
         return {name: value for name, value in body.items() if value is not None}
+
+    def plain_body(self, request: ChatRequest) -> Json:
+        return self.body(request) | {"stream": False}
+
+    def relay_whole(self, body: bytes) -> Delta:
+        said = self.decode(body)
+        if not isinstance(said.get("content"), list):
+            raise UpstreamError(f"The target {self.target.name!r} sent a message without content.")
+        reader = _Reader()
+        reader.read({"type": "message_delta", "delta": said, "usage": said.get("usage")})
+        text = "".join(str(block.get("text") or "") for block in said["content"] if isinstance(block, dict))
+        return Delta(
+            text=text, finish_reason=reader.finish, usage=reader.usage, stop_sequence=reader.stop_sequence, raw=body
+        )
+
+    async def relay(self, chunks: AsyncIterator[bytes], request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        reader = _Reader()
+        tee = MessageTee(self.decode, reader.read)
+        async for chunk in chunks:
+            if handed := tee.feed(chunk):
+                yield Delta(raw=handed, usage=reader.usage)
+            if tee.failure:
+                raise tee.failure
+            if tee.done:
+                break
+        if not tee.done or reader.finish is None:
+            raise self.broken_off()
+        yield Delta(finish_reason=reader.finish, usage=reader.usage, stop_sequence=reader.stop_sequence, raw=tee.last)
 
     def refused(self, said: Json) -> AppError:
         if message_of(said).startswith("prompt is too long"):

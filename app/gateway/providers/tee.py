@@ -107,12 +107,14 @@ def _says_something(choice: Json) -> bool:
 
 
 def text_of(handed: bytes) -> str:
-    """The text in events that were handed through: for what is billed where the upstream never said."""
+    """The text in events, of either dialect, that were handed through: for what is billed where the upstream never
+    said."""
     texts: list[str] = []
     for event in handed.split(b"\n\n"):
         if event:
-            said = msgspec.json.decode(event.removeprefix(b"data: "))
-            texts += [str((choice.get("delta") or {}).get("content") or "") for choice in said["choices"]]
+            said = msgspec.json.decode(event[event.index(b"data:") + 5 :])
+            deltas = [choice.get("delta") for choice in said.get("choices") or [said]]
+            texts += [str(delta.get("content") or delta.get("text") or "") for delta in deltas if delta]
     return "".join(texts)
 
 
