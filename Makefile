@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONESHOT ?=
 
-.PHONY: run test check lint format clean
+# What the console is built from; `pip install` builds it.
+CONSOLE := $(shell find app/console/web -name node_modules -prune -o -type f -print 2>/dev/null)
+
+.PHONY: run test check lint format types clean
 
 run: .venv/.installed
 	@$(BIN)/precedent demo $(if $(ONESHOT),--oneshot)
@@ -20,12 +23,19 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python hatch_build.py check
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/.installed: pyproject.toml constraints.txt
+# The TypeScript types of the API, after it has changed.
+types: .venv/.installed-dev
+	@mkdir -p .scratch
+	LITESTAR_APP=app.asgi:create_app $(BIN)/litestar schema openapi --output .scratch/openapi.json
+	$(BIN)/python hatch_build.py types .scratch/openapi.json
+
+.venv/.installed: pyproject.toml constraints.txt hatch_build.py $(CONSOLE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

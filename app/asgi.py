@@ -26,6 +26,8 @@ from litestar.status_codes import (
 
 from app import __version__, telemetry
 from app.config import Settings
+from app.console.controllers import asset, console
+from app.console.pulse import Pulse
 from app.errors import AppError, Forbidden, InvalidRequest, NotFound, PayloadTooLarge, Unauthenticated
 from app.gateway.controllers import ChatController
 from app.gateway.controllers_anthropic import MessagesController
@@ -43,10 +45,16 @@ from app.gateway.controllers_engine import EngineController, watch
 from app.gateway.controllers_replica import ReplicaController
 from app.gateway.controllers_requests import RequestController, get_series, get_usage
 from app.gateway.controllers_routes import RouteController
-from app.rag.controllers import DocumentController, answer, get_job, search
+from app.rag.controllers import DocumentController, answer, search
+from app.rag.controllers_conversations import ConversationController
+from app.rag.controllers_evaluation import CaseController, give_feedback, list_feedback
+from app.rag.controllers_index import IndexController
+from app.rag.controllers_jobs import JobController
+from app.rag.controllers_rights import get_index_report, get_page_image, put_labels, repair_index
 from app.services import Services, open_services
 from app.tenants.auth import PUBLIC, provide_principal, requires_key
 from app.tenants.controllers import KeyController, me
+from app.tenants.controllers_matters import MatterController
 from app.tenants.controllers_session import SessionController
 from app.tenants.controllers_tenants import TenantController, list_audit, own_tenant
 from app.tenants.controllers_users import UserController
@@ -104,6 +112,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             me,
             KeyController,
             UserController,
+            MatterController,
             SessionController,
             RouteController,
             TargetController,
@@ -123,10 +132,21 @@ def create_app(settings: Settings | None = None) -> Litestar:
             own_tenant,
             list_audit,
             DocumentController,
-            get_job,
+            JobController,
+            IndexController,
+            put_labels,
+            get_page_image,
+            get_index_report,
+            repair_index,
             search,
             answer,
+            ConversationController,
+            give_feedback,
+            list_feedback,
+            CaseController,
             models,
+            console,
+            asset,
         ],
         guards=[requires_key],
         dependencies=_dependencies(),
@@ -146,10 +166,15 @@ async def _lifespan(settings: Settings, app: Litestar) -> AsyncIterator[None]:
     async with open_services(settings) as services:
         app.state.services = services
         app.state.authenticator = services.authenticator
+        pulse = Pulse(services.events, services.gateway, services.database)
+        await pulse.start()
         # What is loaded by now stays: the collector need not walk through it again and again while requests wait.
         gc.collect()
         gc.freeze()
-        yield
+        try:
+            yield
+        finally:
+            await pulse.stop()
     gc.unfreeze()
     telemetry.flush_traces()
 
@@ -181,6 +206,15 @@ def _dependencies() -> dict[str, Provide]:
         "searching": "search",
         "answers": "answers",
         "jobs": "jobs",
+        "job_control": "job_control",
+        "index": "index",
+        "matters": "matters",
+        "relabelling": "relabelling",
+        "pages": "pages",
+        "reconciler": "reconciler",
+        "conversations": "conversations",
+        "feedback": "feedback",
+        "cases": "cases",
     }
     return {
         "services": Provide(services, sync_to_thread=False),

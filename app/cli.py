@@ -13,6 +13,7 @@ from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import __version__, migrate
+from app.cases import report_index, run_cases
 from app.client import Client, ClientError, ask, ingest
 from app.config import Settings, settings_page
 from app.db import Database
@@ -65,6 +66,17 @@ def serve(host: str | None, port: int | None) -> None:
         access_log=False,
         timeout_graceful_shutdown=server.shutdown_seconds,
     )
+
+
+@main.command()
+def worker() -> None:
+    """Ingest documents beside a server, on this or another machine, until a signal comes."""
+    from app import telemetry
+    from app.worker import work
+
+    settings = Settings.load()
+    telemetry.configure_logging(settings.telemetry)
+    asyncio.run(work(settings))
 
 
 @main.command("migrate")
@@ -123,6 +135,37 @@ def ingest_command(paths: tuple[Path, ...], collection: str, labels: tuple[str, 
     for failure in failures:
         click.echo(failure, err=True)
     sys.exit(1 if failures else 0)
+
+
+@main.group()
+def index() -> None:
+    """The vector index of a running server (takes an operator's key)."""
+
+
+@index.command("status")
+def index_status() -> None:
+    """Where the vectors are, and how far a move is."""
+    click.echo(json.dumps(Client().get("/api/v1/index"), indent=2))
+
+
+@index.command("optimize")
+def index_optimize() -> None:
+    """Build the search structures of the embedded index anew, while the server is stopped."""
+    from app.rag.edge import EdgeIndex
+
+    opened = EdgeIndex.existing(Settings.load().directory / "index")
+    console.print(f"{opened.count()} chunks; this takes about a second for each thousand that are new.")
+    opened.optimize()
+    opened.close()
+
+
+@index.command("move")
+@click.option("--to", "to", required=True, help="edge, or the URL of a Qdrant server.")
+def index_move(to: str) -> None:
+    """Move the index to or from a Qdrant server while the server goes on answering."""
+    from app.client import move_index
+
+    move_index(Client(), to, console)
 
 
 @main.group()
@@ -245,10 +288,20 @@ def evaluate() -> None:
 @click.option("--queries", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--limit", type=click.IntRange(min=1), help="A seeded sample, stratified by category.")
 @click.option("--json", "output", required=True, type=click.Path(path_type=Path))
-def eval_retrieval(corpus: Path, queries: Path, limit: int | None, output: Path) -> None:
+@click.option(
+    "--against",
+    help="Compare with a configuration that differs in name=value,…: embedding_model, chunk_characters, thesaurus.",
+)
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the comparison as PNG.")
+def eval_retrieval(
+    corpus: Path, queries: Path, limit: int | None, output: Path, against: str | None, picture: Path | None
+) -> None:
     """Character precision and recall (LegalBench-RAG) and the wrong-document rate."""
-    from app.evaluation import retrieval
+    from app.evaluation import compare_retrieval, retrieval
 
+    if against:
+        _write(output, compare_retrieval(corpus, queries, limit, against, picture, console, Settings.load()))
+        return
     _write(output, retrieval(corpus, queries, limit, console, Settings.load()))
 
 
@@ -268,6 +321,46 @@ def eval_answers(contracts: Path, questions: Path, limit: int | None, oracle_pas
     from app.evaluation import answers
 
     _write(output, answers(contracts, questions, limit, oracle_passages, console, Settings.load()))
+
+
+@evaluate.command("citations")
+@click.option("--documents", required=True, type=click.Path(exists=True, path_type=Path), help="A folder of PDF files.")
+@click.option("--per-document", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--json", "output", required=True, type=click.Path(path_type=Path))
+def eval_citations(documents: Path, per_document: int, output: Path) -> None:
+    """Quotes of PDF files, looked up again on the page and in the boxes that their citations name."""
+    from app.evaluation import citations
+
+    files = [path for path in files_in((documents,)) if path.suffix.lower() == ".pdf"]
+    _write(output, citations(files, per_document, console))
+
+
+@evaluate.command("cases")
+@click.option("--model", help="Model name (default: the server's first route).")
+@click.option("--json", "output", type=click.Path(path_type=Path))
+def eval_cases(model: str | None, output: Path | None) -> None:
+    """Ask a running server its saved cases; exit status 1 where one is not answered as expected."""
+    result = run_cases(Client(), model, console)
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    sys.exit(0 if result["hits"] == result["cases"] else 1)
+
+
+@main.group()
+def forget() -> None:
+    """What was deleted is gone (asks a running server)."""
+
+
+@forget.command("verify")
+@click.option("--repair", is_flag=True, help="Delete what should not be there, and index again what is missing.")
+@click.option("--every", is_flag=True, help="All tenants; takes an operator's key.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def forget_verify(repair: bool, every: bool, as_json: bool) -> None:
+    """Compare index and database; exit status 1 unless they agree."""
+    report = report_index(Client(), Console(quiet=True) if as_json else console, repair=repair, every=every)
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    sys.exit(0 if report["clean"] else 1)
 
 
 def files_in(paths: tuple[Path, ...]) -> list[Path]:

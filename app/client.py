@@ -38,17 +38,23 @@ class Client:
     def get(self, path: str) -> dict[str, Any]:
         return self._json("GET", path)
 
-    def upload(self, paths: list[Path], collection: str, labels: list[str]) -> list[dict[str, Any]]:
-        """File documents, one request for each. Returns what the server made of each file."""
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._json("POST", path, json=body)
+
+    def upload(
+        self, paths: list[Path], collection: str, labels: list[str]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """File documents, one request for each. Returns what was filed, and what of archives was refused and why."""
         filed: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
         for path in paths:
             with ExitStack() as stack:
                 file = stack.enter_context(path.open("rb"))
                 form = {"collection": collection, "labels": ",".join(labels)}
-                filed += self._json("POST", "/api/v1/documents", files={"files": (path.name, file)}, data=form)[
-                    "documents"
-                ]
-        return filed
+                answer = self._json("POST", "/api/v1/documents", files={"files": (path.name, file)}, data=form)
+                filed += answer["documents"]
+                refused += answer["refused"]
+        return filed, refused
 
     def answer_events(self, request: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(event, data) of a streamed answer. Raises ClientError for an error event too."""
@@ -100,10 +106,10 @@ def ingest(client: Client, paths: list[Path], collection: str, labels: list[str]
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("Ingesting documents", total=len(paths))
-        filed = client.upload(paths, collection, labels)
+        filed, refused = client.upload(paths, collection, labels)
         waiting = {one["job_id"]: one["filename"] for one in filed if one["job_id"]}
-        bar.advance(task, len(filed) - len(waiting))
-        failures = []
+        bar.update(task, total=len(filed), advance=len(filed) - len(waiting))
+        failures = [f"{one['filename']}: {one['reason']}" for one in refused]
         while waiting:
             for job_id in list(waiting):
                 job = client.get(f"/api/v1/jobs/{job_id}")
@@ -113,8 +119,8 @@ def ingest(client: Client, paths: list[Path], collection: str, labels: list[str]
                     continue
                 name = waiting.pop(job_id)
                 bar.advance(task)
-                if job["status"] == "failed":
-                    failures.append(f"{name}: {job['error']}")
+                if job["status"] != "succeeded":
+                    failures.append(f"{name}: {job['error'] or job['status']}")
             time.sleep(POLL_SECONDS if waiting else 0)
         bar.update(task, description="Ingesting documents")
     return failures
@@ -186,3 +192,18 @@ def _failure(response: httpx.Response) -> ClientError:
         return ClientError(f"{response.status_code}: {response.json()['detail']}")
     except (ValueError, KeyError):
         return ClientError(f"The server answered {response.status_code}.")
+
+
+def move_index(client: Client, to: str, console: Console) -> None:
+    """Start a move and wait for its end. Raises ClientError with the reason where it is given up."""
+    state = client.post("/api/v1/index/move", {"to": to})
+    while not (state["move"] and state["move"]["to"] == to and state["move"]["finished"]):
+        if state["move"] and state["move"]["to"] == to:
+            if state["move"]["error"]:
+                raise ClientError(f"The index was not moved: {state['move']['error']}")
+            console.print(f"{state['move']['done']} of {state['move']['total']} points copied")
+        time.sleep(POLL_SECONDS)
+        state = client.get("/api/v1/index")
+    chosen = 'index = "edge"' if to == "edge" else f'index = "qdrant" and qdrant_url = "{to}"'
+    console.print(f"{state['chunks']} chunks and {state['documents']} documents are served from {to}.")
+    console.print(f"Before the next start, set {chosen} under [rag].", markup=False)

@@ -28,6 +28,11 @@ NAMING = {
 }
 
 
+# Opening one costs a thread and four pragmas, keeping it next to nothing: against 5, the default, 400 mixed calls of
+# four concurrent callers took 7.9 s of processor time instead of 12.4 (tests/rag/leaks.py).
+SQLITE_CONNECTIONS = 20
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware datetime in UTC on every database; SQLite stores none of the zone by itself."""
 
@@ -92,7 +97,9 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite and self.url.database and self.url.database != ":memory:":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        self.engine: AsyncEngine = create_async_engine(self.url, pool_pre_ping=not self.is_sqlite)
+        in_file = self.is_sqlite and self.url.database not in (None, "", ":memory:")
+        kept = {"pool_size": SQLITE_CONNECTIONS} if in_file else {"pool_pre_ping": not self.is_sqlite}
+        self.engine: AsyncEngine = create_async_engine(self.url, **kept)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)

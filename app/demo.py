@@ -17,12 +17,16 @@ from rich.markup import escape
 from app import migrate
 from app.client import KEY_FILE, Client, ClientError, ask, ingest
 from app.config import REPOSITORY, Settings
-from app.db import Database
+from app.db import Database, owned
 from app.errors import NotFound
-from app.tenants import service
+from app.tenants import service, users
+from app.tenants.models import User
 from app.tenants.principal import Scope
+from app.tenants.roles import Role
+from app.tenants.sessions import make_link
 
 TENANT = "demo"
+OWNER = "owner@demo.example"
 COLLECTION = "contracts"
 CONTRACTS = REPOSITORY / "demo" / "contracts"
 QUESTION = (REPOSITORY / "demo" / "sample_question.txt").read_text().strip()
@@ -44,7 +48,7 @@ def run(console: Console, *, oneshot: bool) -> int:
             answered = _show(Client(url, secret), console)
             if oneshot:
                 return 0 if answered else 1
-            _print_addresses(console, url, secret, settings)
+            _print_addresses(console, url, secret, settings, asyncio.run(_sign_in_link(settings)))
             return process.wait()
         except KeyboardInterrupt:
             console.print("\nStopping. The next run goes on from here.")
@@ -81,6 +85,21 @@ async def _prepare(settings: Settings) -> str:
         await database.close()
     _keep(new.secret)
     return new.secret
+
+
+async def _sign_in_link(settings: Settings) -> str:
+    """The token of a one-time link for the demo tenant's owner, who is made where missing and has no password."""
+    database = Database(settings.storage.database_url)
+    try:
+        async with database.session() as session:
+            tenant = await service.get_tenant(session, TENANT)
+            owner = await session.scalar(owned(User, tenant.id).where(User.email == OWNER))
+            if owner is None:
+                new = users.NewUser(OWNER, "Demo owner", Role.OWNER, operator=True)
+                owner = await users.create_user(session, tenant.id, new, None)
+            return await make_link(session, owner)
+    finally:
+        await database.close()
 
 
 def _keep(secret: str) -> None:
@@ -140,9 +159,10 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _print_addresses(console: Console, url: str, secret: str, settings: Settings) -> None:
+def _print_addresses(console: Console, url: str, secret: str, settings: Settings, token: str) -> None:
     elsewhere = "" if url.endswith(f":{settings.server.port}") else f"PRECEDENT_URL={url} "
-    console.print(f"\nAPI documentation  [link]{url}/docs[/link]")
+    console.print(f"\nConsole            {url}/console/sign-in#{token}  (works once, for half an hour)", soft_wrap=True)
+    console.print(f"API documentation  [link]{url}/docs[/link]")
     console.print(f"API key            {secret}  (also in {KEY_FILE})")
     console.print(f'Ask more           {elsewhere}.venv/bin/precedent ask "What is the notice period?"')
     console.print("Ctrl-C stops the server.")

@@ -6,6 +6,7 @@ import mimetypes
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -26,9 +27,13 @@ from app.rag.answer_metrics import (
     summarise_answers,
 )
 from app.rag.chunking import chunk
+from app.rag.citation_metrics import evaluate_citations
+from app.rag.comparison import Configuration, by_query, compare, draw
 from app.rag.documents import Filed, Upload
+from app.rag.edge import EdgeIndex
 from app.rag.embedding import Embedder
-from app.rag.evaluation import evaluate_retrieval, read_lines
+from app.rag.evaluation import ask_all, evaluate_retrieval, index_corpus, read_lines, read_queries, stratified
+from app.rag.retrieval import Retriever
 from app.rag.schemas import AnswerRequest
 from app.rag.search import Found
 from app.services import Services, open_services
@@ -52,6 +57,51 @@ def retrieval(corpus: Path, queries: Path, limit: int | None, console: Console, 
             bar.update(tasks[stage], completed=done, total=total)
 
         return evaluate_retrieval(corpus, queries, embedder=embedder, limit=limit, seed=SEED, progress=progress)
+
+
+def compare_retrieval(
+    corpus: Path,
+    queries: Path,
+    limit: int | None,
+    against: str,
+    picture: Path | None,
+    console: Console,
+    settings: Settings,
+) -> dict[str, Any]:
+    """The configured retrieval and one that differs in `against`, on the same questions."""
+    first = Configuration(settings.rag.embedding_model, settings.rag.chunk_characters)
+    second = first.changed(against)
+    rows = read_queries(queries)
+    asked = rows if limit is None else stratified(rows, lambda row: row.category, limit, SEED)
+    with _bar(console) as bar, tempfile.TemporaryDirectory(prefix="precedent-eval-") as folder:
+        tasks = {stage: bar.add_task(stage, total=None) for stage in ("index", "search")}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(tasks[stage], completed=done, total=total)
+
+        measures = []
+        for chosen in (first, second):
+            place = Path(folder) / f"{chosen.chunk_characters}-{hash(chosen.embedding_model)}"
+            built, embedder = place.exists(), Embedder(chosen.embedding_model)
+            index = EdgeIndex(place, embedder.dimension, model=embedder.name)
+            if not built:
+                index_corpus(corpus, index, embedder, progress, chosen.chunk_characters)
+            results = ask_all(asked, Retriever(index, embedder, expand=chosen.thesaurus), progress)
+            index.close()
+            measures.append(by_query(asked, [passages for passages, _ in results]))
+    report = {"first": asdict(first), "second": asdict(second), "queries": len(asked), **compare(*measures)}
+    if picture:
+        draw(report, ("configured", against), picture)
+    return report
+
+
+def citations(files: list[Path], per_document: int, console: Console) -> dict[str, Any]:
+    """Whether quotes stand on the page and in the boxes that their citations name, as `precedent eval citations`."""
+    if not files:
+        raise InvalidRequest("There is no PDF file.")
+    with _bar(console) as bar:
+        task = bar.add_task("quote", total=len(files))
+        return evaluate_citations(files, per_document, SEED, lambda done, total: bar.update(task, completed=done))
 
 
 def answers(

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 import app.gateway.models
 import app.jobs
 import app.rag.models
+import app.rag.records
 import app.tenants.models  # noqa: F401  # each import registers its tables
 from app.config import REPOSITORY
 from app.db import Base, Database

@@ -25,18 +25,30 @@ from app.gateway.schemas import Message, Segment
 from app.gateway.service import Gateway
 from app.gateway.switchboard import Switchboard, build
 from app.gateway.writer import Writer
-from app.jobs import JobRunner
+from app.jobs import Handler, JobRunner
 from app.metrics import Metrics
+from app.rag.answer_log import AnswerLog
 from app.rag.answers import LEGAL_PROMPT, AnswerService
+from app.rag.background import Background
+from app.rag.conversations import Conversations
 from app.rag.documents import INGEST, DocumentService, FileStore
-from app.rag.edge import EdgeIndex
 from app.rag.embedding import Embedder
+from app.rag.erasure import FORGET
+from app.rag.feedback import EvaluationCases, FeedbackService
 from app.rag.forget import Forgetting
 from app.rag.ingestion import Ingestion
+from app.rag.job_control import JobControl
+from app.rag.moving import MovableIndex
+from app.rag.pages import Pages
+from app.rag.reconcile import Reconciler
+from app.rag.relabel import REINDEX, Reindexing, Relabelling
 from app.rag.retrieval import Retriever
+from app.rag.rights import Rights, label_in_use
 from app.rag.search import SearchService
+from app.rag.wiring import open_index, open_jobs, open_reranker
 from app.telemetry import logger
 from app.tenants.auth import Authenticator
+from app.tenants.matters import Matters
 from app.tenants.oidc import SingleSignOn
 from app.tenants.sealing import Sealer
 from app.tenants.sessions import Logins
@@ -51,6 +63,10 @@ class Services:
     settings: Settings
     database: Database
     authenticator: Authenticator
+    matters: Matters
+    relabelling: Relabelling
+    pages: Pages
+    reconciler: Reconciler
     logins: Logins
     sign_on: SingleSignOn
     gateway: Gateway
@@ -58,12 +74,18 @@ class Services:
     documents: DocumentService
     search: SearchService
     answers: AnswerService
+    answer_log: AnswerLog
+    conversations: Conversations
+    feedback: FeedbackService
+    cases: EvaluationCases
     sealer: Sealer
     meter: Meter
     events: EventBus
     reloader: Reloader
     prober: Prober
     jobs: JobRunner
+    job_control: JobControl
+    index: MovableIndex
     metrics: Metrics
     failures: dict[str, str] = field(default_factory=dict)
     starting: set[str] = field(default_factory=set)
@@ -93,6 +115,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         for task in (services.prober, services.reloader):
             await task.start()
             stack.push_async_callback(task.stop)
+        for work in (_reconcile(services), _expire(services)):
+            stack.push_async_callback(_cancelled, asyncio.create_task(work))
         start = asyncio.create_task(_start_targets(services))
         stack.push_async_callback(_stop_targets, services, start)
         yield services
@@ -102,9 +126,10 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     metrics = Metrics(settings.telemetry)
     stack.push_async_callback(asyncio.to_thread, metrics.close)
     embedder = await asyncio.to_thread(Embedder, settings.rag.embedding_model)
-    folder = settings.directory / "index"
-    index = await asyncio.to_thread(EdgeIndex, folder, embedder.dimension, model=embedder.name)
-    stack.push_async_callback(asyncio.to_thread, index.close)
+    index = await open_index(settings, embedder, stack)
+    reranker = await open_reranker(settings.rag)
+    background = Background(max(1, settings.rag.ingest_workers))
+    stack.callback(background.close)
     files = FileStore(settings.directory)
     sealer = Sealer(settings.auth.encryption_key)
     writer = Writer(database, settings.log)
@@ -121,13 +146,28 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     forgetting = Forgetting()
     forgetting.tell(semantic.forget)
     documents = DocumentService(database, files, index, forgetting)
-    search = SearchService(database, Retriever(index, embedder), documents)
-    ingestion = Ingestion(database, files, index, embedder, settings.rag.chunk_characters, forgetting)
+    authenticator = Authenticator(database, settings.auth)
+    rights = Rights(database, authenticator)
+    search = SearchService(database, Retriever(index, embedder), documents, rights, reranker)
+    chunk_characters = settings.rag.chunk_characters
+    ingestion = Ingestion(database, files, index, embedder, chunk_characters, forgetting, background)
     forgetting.tell(partial(_forget, gateway))
+    handlers: dict[str, Handler] = {
+        INGEST: ingestion,
+        FORGET: documents.erasure,
+        REINDEX: Reindexing(database, documents, index, embedder, background),
+    }
+    answer_log = AnswerLog(database)
+    answers = AnswerService(search, gateway, settings.rag, forgetting, rights, answer_log)
+    jobs = await open_jobs(settings, database, handlers, forgetting, stack)
     return Services(
         settings=settings,
         database=database,
-        authenticator=Authenticator(database, settings.auth),
+        authenticator=authenticator,
+        matters=Matters(label_in_use),
+        relabelling=Relabelling(database, rights),
+        pages=Pages(database, documents, files),
+        reconciler=Reconciler(database, documents, index, embedder.dimension),
         logins=Logins(database, settings.auth),
         sign_on=SingleSignOn(settings.oidc, settings.server.public_url, sealer, database),
         gateway=gateway,
@@ -137,10 +177,16 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
         embeddings=Embeddings(embedder, meter, gateway, writer),
         documents=documents,
         search=search,
-        answers=AnswerService(search, gateway, settings.rag, forgetting),
+        answers=answers,
+        answer_log=answer_log,
+        conversations=Conversations(database, answers),
+        feedback=FeedbackService(database),
+        cases=EvaluationCases(database, documents),
         reloader=Reloader(settings, database, sealer, gateway, stored, events),
         prober=Prober(gateway),
-        jobs=JobRunner(database, {INGEST: ingestion}, settings.rag.ingest_workers),
+        jobs=jobs,
+        index=index,
+        job_control=JobControl(database),
         metrics=metrics,
         starting=set(gateway.providers),
     )
@@ -155,6 +201,32 @@ def _switchboard(settings: Settings, stored: catalog.Stored) -> Switchboard:
             raise
         log.error("what the API changed does not fit the file and is left out", reason=error.detail)
         return build(settings, stored.secrets)
+
+
+async def _reconcile(services: Services) -> None:
+    """What a process that was killed left in the index is put right beside the first requests."""
+    try:
+        for report in await services.reconciler.run(repair=True):
+            if not report.clean:
+                log.warning("the index was not as it should be", **asdict(report))
+    except Exception:
+        log.exception("the index could not be compared with the database")
+    services.jobs.wake()
+
+
+async def _expire(services: Services) -> None:
+    """Records of answers are kept as long as the request log."""
+    while True:
+        try:
+            await services.answer_log.expire(services.settings.log.retention_days)
+        except Exception:
+            log.exception("old records of answers could not be deleted")
+        await asyncio.sleep(86_400)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _start_targets(services: Services) -> None:

@@ -11,10 +11,14 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+
+from tests.qdrant_server import handler
 
 START_SECONDS = 30.0
 
@@ -48,6 +52,31 @@ def redis_server() -> Iterator[str]:
         command = [find_program("redis-server"), "--port", str(port), "--save", "", "--dir", folder]
         with _process(command, port):
             yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def qdrant_server(api_key: str = "") -> Iterator[str]:
+    """http://… of a Qdrant server without persistence: the real one where it is installed, else a stand-in that speaks
+    the part of its REST interface that our adapter uses."""
+    port = free_port()
+    if shutil.which("qdrant"):
+        with tempfile.TemporaryDirectory(prefix="precedent-qdrant-") as folder:
+            names = {"SERVICE__HTTP_PORT": str(port), "SERVICE__GRPC_PORT": str(free_port())}
+            names |= {"SERVICE__API_KEY": api_key} if api_key else {}
+            names["STORAGE__STORAGE_PATH"] = folder
+            environment = os.environ | {f"QDRANT__{name}": value for name, value in names.items()}
+            with _process([find_program("qdrant")], port, environment):
+                yield f"http://127.0.0.1:{port}"
+        return
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler(api_key))
+    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    serving.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        serving.join()
 
 
 @contextmanager
@@ -98,8 +127,10 @@ def _as_unprivileged(folder: str) -> list[str]:
 
 
 @contextmanager
-def _process(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _process(
+    command: list[str], port: int, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         _wait_for_port(process, port)
         yield process

@@ -18,14 +18,15 @@ FLOORS = [
     {"app.tenants", "app.jobs"},
     {"app.gateway"},
     {"app.rag"},
-    {"app.migrate", "app.services", "app.asgi", "app.client", "app.demo", "app.evaluation", "app.cli"},
+    {"app.console"},
+    {"app.migrate", "app.services", "app.asgi", "app.client", "app.demo", "app.cases", "app.evaluation", "app.worker", "app.cli"},
 ]
 ENGINE_ROOMS = ("app.engine", "app.kernels")
 LIBRARIES = {"numpy", "torch", "triton", "transformers", "tokenizers", "safetensors", "llguidance"}
 ENGINE_MAY_IMPORT = LIBRARIES | {"app"} | set(sys.stdlib_module_names)
 TORCH_FREE = [
     f"app.engine.{name}"
-    for name in ("scheduler", "waiting", "schedule", "blocks", "prefix", "cost", "facts", "quote_lock")
+    for name in ("scheduler", "waiting", "schedule", "blocks", "prefix", "cost", "facts", "inside", "quote_lock")
 ]
 ONLY_DOOR_TO_ENGINE = tuple(
     f"app.gateway.providers.{name}" for name in ("local", "local_request", "local_answer", "local_advert")

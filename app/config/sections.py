@@ -181,7 +181,26 @@ class RagSettings:
         0.15, "Below this retrieval confidence (0 to 1) a question is refused without asking the model."
     )
     max_document_bytes: int = setting(32 * 2**20, "Largest document in bytes.")
-    ingest_workers: int = setting(1, "Documents ingested at the same time in this process.")
+    ingest_workers: int = setting(
+        2, "Documents ingested at the same time in this process; 0: leave all to `precedent worker`."
+    )
+    jobs_redis_url: str = setting(
+        "",
+        "redis://… through which processes that share the database tell each other of new ingestion jobs, for "
+        "`precedent worker` on more machines; empty: this process alone runs its jobs.",
+    )
+    reranker: str = setting(
+        "", "Folder or hub name of a cross-encoder that orders the best passages anew; empty: none."
+    )
+    reranker_ms: float = setting(
+        200.0, "Most time for that, in milliseconds; what it has not read by then keeps its place."
+    )
+    index: str = setting(
+        "edge", "Vector index: edge (inside this process) or qdrant (a server, for replicas and workers)."
+    )
+    qdrant_url: str = setting("", "Of qdrant: http://… or https://… of the server.")
+    qdrant_api_key: str = setting("", "Of qdrant: its API key. Belongs into the environment.")
+    qdrant_timeout_seconds: float = setting(10.0, "Of qdrant: longest wait for one call, in seconds.")
 
 
 @dataclass(frozen=True)

@@ -189,9 +189,13 @@ async def get_usage(
     end: FromQuery[datetime | None] = None,
     group: FromQuery[str | None] = None,
 ) -> UsageView:
-    """`group`: model, target, key or user. Without `start` the last 24 hours."""
+    """`group`: model, target, key or user; for operators also tenant, then of all of them. Without `start` the last
+    24 hours.
+    """
     if group is not None and group not in usage.GROUPS:
         raise InvalidRequest(f"'group' is one of {', '.join(usage.GROUPS)}.", param="group")
+    if group == usage.EVERY_TENANT:
+        principal.require(Scope.OPERATOR)
     within = usage.hours(start and _zoned(start, "start"), end and _zoned(end, "end"), now())
     async with database.session() as session:
         rows = await usage.hourly(session, principal.tenant_id, within, group, database.url.get_backend_name())
@@ -216,7 +220,7 @@ async def get_series(
     database: NamedDependency[Database],
     start: FromQuery[datetime | None] = None,
     end: FromQuery[datetime | None] = None,
-    step_seconds: Annotated[int, QueryParameter(ge=60, le=86_400)] = 3600,
+    step_seconds: Annotated[int, QueryParameter(ge=60, le=401 * 86_400)] = 3600,
 ) -> SeriesView:
     within = usage.hours(start and _zoned(start, "start"), end and _zoned(end, "end"), now())
     async with database.session() as session:

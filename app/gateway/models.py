@@ -17,7 +17,10 @@ class RequestRecord(TenantScoped, Base):
     """
 
     __tablename__ = "requests"
-    __table_args__ = (Index("ix_requests_tenant_created", "tenant_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_requests_tenant_created", "tenant_id", "created_at"),
+        Index("ix_requests_tenant_newest", "tenant_id", "id"),  # the log's pages, newest first
+    )
 
     key_id: Mapped[UUID | None]
     user_id: Mapped[UUID | None]

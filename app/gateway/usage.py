@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import owned
@@ -17,7 +17,9 @@ from app.gateway.models import LedgerEntry, RequestRecord
 
 MAX_RANGE = timedelta(days=400)
 MAX_POINTS = 1_000
+EVERY_TENANT = "tenant"
 GROUPS = {
+    EVERY_TENANT: LedgerEntry.tenant_id,
     "model": LedgerEntry.model,
     "target": LedgerEntry.target,
     "key": LedgerEntry.key_id,
@@ -45,7 +47,9 @@ def hours(start: datetime | None, end: datetime | None, at: datetime) -> Range:
 
 
 async def hourly(session: AsyncSession, tenant_id: UUID, within: Range, group: str | None, dialect: str) -> list[Any]:
-    """Rows (hour, group, requests, prompt, cached, completion tokens, micro-dollars), in order of time."""
+    """Rows (hour, group, requests, prompt, cached, completion tokens, micro-dollars), in order of time; of every tenant
+    where that is the group.
+    """
     hour = _truncated(dialect)
     by = [hour.label("hour"), *([GROUPS[group].label("group")] if group else [])]
     sums = [
@@ -55,7 +59,8 @@ async def hourly(session: AsyncSession, tenant_id: UUID, within: Range, group: s
         func.sum(LedgerEntry.completion_tokens).label("completion_tokens"),
         func.sum(LedgerEntry.amount_micros).label("amount_micros"),
     ]
-    query: Select[Any] = owned(LedgerEntry, tenant_id).with_only_columns(*by, *sums)
+    whose = select(LedgerEntry) if group == EVERY_TENANT else owned(LedgerEntry, tenant_id)
+    query: Select[Any] = whose.with_only_columns(*by, *sums)
     query = query.where(LedgerEntry.created_at >= within.start, LedgerEntry.created_at < within.end)
     return list(await session.execute(query.group_by(*by).order_by(*by)))
 

@@ -1,7 +1,8 @@
 """/api/v1: documents, jobs, search, answers."""
 
-import contextlib
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import date
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,12 +14,13 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from app.config import Settings
-from app.errors import AppError, InvalidRequest, PayloadTooLarge, UnreadableDocument
-from app.jobs import Job, JobRunner
+from app.errors import AppError, InvalidRequest, UnreadableDocument
+from app.jobs import JobRunner
 from app.rag.answers import AnswerDelta, AnswerDone, AnswerService, CitationFound, OpenAnswer
-from app.rag.documents import DocumentInfo, DocumentService, Filed, Upload
+from app.rag.documents import ANY, DocumentInfo, DocumentService, Filed, Upload
+from app.rag.filters import FactFilter
 from app.rag.models import DocumentVersion
-from app.rag.parsing import detect
+from app.rag.parsing import archive
 from app.rag.schemas import (
     DEFAULT_COLLECTION,
     AnswerRequest,
@@ -27,13 +29,15 @@ from app.rag.schemas import (
     DocumentView,
     FiledList,
     FiledView,
-    JobView,
+    MetadataView,
     PassageView,
+    RefusedView,
     SearchRequest,
     SearchResponse,
     TextView,
     VersionView,
 )
+from app.rag.schemas_search import ExplainView
 from app.rag.search import Found, SearchService
 from app.telemetry import logger
 from app.tenants.auth import requires_scope
@@ -59,17 +63,23 @@ class DocumentController(Controller):
         settings: NamedDependency[Settings],
     ) -> FiledList:
         """Multipart form: one or more files under any name, `collection` (default: default), `labels` (repeated or
-        comma-separated matters).
+        comma-separated matters). A ZIP archive files each member, an e-mail itself and its attachments; `refused` says
+        which of these could not be filed, and why.
         """
         form = await request.form()
         collection = _collection(form.get("collection"))
         labels = _labels(form.getall("labels") if "labels" in form else [])
-        uploads = [await _upload(item, settings) for _, item in form.multi_items() if isinstance(item, UploadFile)]
-        if not uploads:
+        unpacked = [await _unpack(item, settings) for _, item in form.multi_items() if isinstance(item, UploadFile)]
+        if not unpacked:
             raise InvalidRequest("The form holds no file.", param="files")
+        uploads = [Upload(file.filename, file.media_type, file.data) for one in unpacked for file in one.files]
+        refused = [RefusedView(name, reason) for one in unpacked for name, reason in one.refused]
+        if not uploads:
+            reasons = "; ".join(f"{one.filename}: {one.reason}" for one in refused[:5])
+            raise UnreadableDocument(f"No document could be filed. {reasons}".strip(), reason="empty")
         filed = [await documents.add(principal, upload, collection, labels) for upload in uploads]
         jobs.wake()
-        return FiledList([_filed(one, upload) for one, upload in zip(filed, uploads, strict=True)])
+        return FiledList([_filed(one, upload) for one, upload in zip(filed, uploads, strict=True)], refused)
 
     @get(guards=READS, summary="List documents, newest first")
     async def list_documents(
@@ -77,11 +87,22 @@ class DocumentController(Controller):
         principal: NamedDependency[Principal],
         documents: NamedDependency[DocumentService],
         collection: FromQuery[str | None] = None,
+        party: FromQuery[list[str] | None] = None,
+        governing_law: FromQuery[str | None] = None,
+        document_type: FromQuery[str | None] = None,
+        effective_from: FromQuery[date | None] = None,
+        effective_to: FromQuery[date | None] = None,
+        expires_from: FromQuery[date | None] = None,
+        expires_to: FromQuery[date | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100,
         offset: Annotated[int, QueryParameter(ge=0, le=2**31 - 1)] = 0,
     ) -> DocumentList:
-        page, total = await documents.page(principal, collection, limit, offset)
-        return DocumentList([_document(info) for info in page], total)
+        """Filters compare with what documents say about themselves; several `party` must all be parties."""
+        where = FactFilter(
+            tuple(party or ()), governing_law, document_type, effective_from, effective_to, expires_from, expires_to
+        )
+        page, total = await documents.page(principal, collection, limit, offset, where)
+        return DocumentList([_document(info, definitions=False) for info in page], total)
 
     @get("/{document_id:uuid}", guards=READS, summary="One document with its versions")
     async def get_document(
@@ -107,7 +128,11 @@ class DocumentController(Controller):
         files = [item for _, item in form.multi_items() if isinstance(item, UploadFile)]
         if len(files) != 1:
             raise InvalidRequest(f"A new version is one file; the form holds {len(files)}.", param="files")
-        upload = await _upload(files[0], settings)
+        unpacked = await _unpack(files[0], settings)
+        if not unpacked.files or unpacked.files[0].filename != files[0].filename[:255]:
+            raise InvalidRequest("A new version is one document, not an archive.", param="files")
+        first = unpacked.files[0]
+        upload = Upload(first.filename, first.media_type, first.data)
         filed = await documents.replace(principal, document_id, upload)
         jobs.wake()
         return _filed(filed, upload)
@@ -133,21 +158,16 @@ class DocumentController(Controller):
         return TextView(document_id, row.version, text, row.pages)
 
 
-@get("/api/v1/jobs/{job_id:uuid}", tags=["documents"], guards=READS, summary="How far a job is")
-async def get_job(
-    job_id: FromPath[UUID], principal: NamedDependency[Principal], documents: NamedDependency[DocumentService]
-) -> JobView:
-    return _job(await documents.job(principal, job_id))
-
-
 @post("/api/v1/search", tags=["search"], guards=READS, status_code=200, summary="Find passages")
 async def search(
     data: JSONBody[SearchRequest],
     principal: NamedDependency[Principal],
     searching: NamedDependency[SearchService],
 ) -> SearchResponse:
-    found = await searching.search(principal, data.query, data.k, data.collection, data.documents)
-    return SearchResponse([_passage(one) for one in found.passages], found.confidence, found.timings_ms)
+    where = data.where.filter() if data.where else ANY
+    found = await searching.search(principal, data.query, data.k, data.collection, data.documents, where)
+    explain = ExplainView.of(found.decision, found.dropped) if data.explain and found.decision else None
+    return SearchResponse([_passage(one) for one in found.passages], found.confidence, found.timings_ms, explain)
 
 
 @post("/api/v1/answers", tags=["answers"], guards=ANSWERS, status_code=200, summary="Ask the documents")
@@ -157,8 +177,12 @@ async def answer(
     answers: NamedDependency[AnswerService],
 ) -> Response[Any]:
     """An `AnswerView`, or with `stream` server-sent events: delta, citation, done, error."""
-    opened = await answers.open(principal, data)
-    if data.stream:
+    return await answered(await answers.open(principal, data), stream=data.stream)
+
+
+async def answered(opened: OpenAnswer, *, stream: bool) -> Response[Any]:
+    """An answer as it is sent: whole, or as it comes."""
+    if stream:
         return Stream(_frames(opened), media_type="text/event-stream")
     return Response(await opened.complete())
 
@@ -196,25 +220,20 @@ def _labels(given: list[Any]) -> frozenset[str]:
     return frozenset(label.strip() for entry in given for label in str(entry).split(",") if label.strip())
 
 
-async def _upload(file: UploadFile, settings: Settings) -> Upload:
-    """Raises PayloadTooLarge and UnsupportedMediaType, naming the file, before anything is filed."""
-    data = await file.read()
-    if len(data) > settings.rag.max_document_bytes:
-        raise PayloadTooLarge(
-            f"{file.filename!r} has {len(data)} bytes; a document has at most {settings.rag.max_document_bytes}.",
-            param=file.filename,
-        )
-    # A corrupt or encrypted file is filed all the same: its job fails with the reason, and the others go on.
-    with contextlib.suppress(UnreadableDocument):
-        detect(data, file.filename, file.content_type or None)
-    return Upload(file.filename[:255], (file.content_type or "")[:100], data)
+async def _unpack(file: UploadFile, settings: Settings) -> archive.Unpacked:
+    """Raises PayloadTooLarge, UnsupportedMediaType and UnreadableDocument, naming the file, before anything is filed.
+
+    A document that is damaged is filed all the same: its job fails with the reason, and the others go on.
+    """
+    upload = archive.File(file.filename[:255], (file.content_type or "")[:100], await file.read())
+    return await asyncio.to_thread(archive.unpack, upload, settings.rag.max_document_bytes)
 
 
 def _filed(filed: Filed, upload: Upload) -> FiledView:
     return FiledView(filed.document.id, filed.version, upload.filename, filed.job.id if filed.job else None)
 
 
-def _document(info: DocumentInfo) -> DocumentView:
+def _document(info: DocumentInfo, *, definitions: bool = True) -> DocumentView:
     document = info.document
     return DocumentView(
         id=document.id,
@@ -225,6 +244,7 @@ def _document(info: DocumentInfo) -> DocumentView:
         status=info.versions[0].status if info.versions else "pending",
         created_at=document.created_at,
         versions=[_version(version) for version in info.versions],
+        metadata=MetadataView.of(info.facts, definitions=definitions),
     )
 
 
@@ -239,24 +259,8 @@ def _version(version: DocumentVersion) -> VersionView:
         size=version.size,
         sha256=version.sha256,
         pages=len(version.pages),
+        pages_without_text=[int(page["number"]) for page in version.pages if page["start"] == page["end"]],
         created_at=version.created_at,
-    )
-
-
-def _job(job: Job) -> JobView:
-    return JobView(
-        id=job.id,
-        kind=job.kind,
-        status=job.status,
-        stage=job.stage,
-        done=job.done,
-        total=job.total,
-        error=job.error,
-        document_id=UUID(job.payload["document_id"]),
-        version=job.payload["version"],
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
     )
 
 
@@ -273,4 +277,5 @@ def _passage(found: Found) -> PassageView:
         text=found.text,
         score=passage.score,
         scores=passage.scores,
+        flags=found.flags,
     )

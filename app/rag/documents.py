@@ -1,31 +1,36 @@
 """Documents and their versions: filing, reading, replacing and deleting, always under the caller's rights."""
 
-import asyncio
 import hashlib
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Select, delete, func, or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
+from uuid_utils.compat import uuid7
 
 from app.db import Database, get_owned, owned
 from app.errors import Conflict, NotFound
 from app.jobs import Job
 from app.rag.citations import SourceText
+from app.rag.erasure import Erasure, forget_document
+from app.rag.files import FileStore as FileStore
+from app.rag.filters import FactFilter, facts_of
 from app.rag.forget import Forgetting
 from app.rag.index import VectorIndex
-from app.rag.models import PENDING, READY, Document, DocumentLabel, DocumentVersion
+from app.rag.models import PENDING, READY, Document, DocumentFact, DocumentLabel, DocumentVersion
 from app.rag.parsing import Page
+from app.tenants import audit
+from app.tenants.matters import require_open
 from app.tenants.principal import Principal
 
 INGEST = "ingest"
 MAX_CACHED_SOURCES = 64
+ANY = FactFilter()
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,12 @@ class Filed:
 
 @dataclass(frozen=True)
 class DocumentInfo:
-    """A document with its labels and its versions, newest first."""
+    """A document with its labels, its versions, newest first, and what its current version says about itself."""
 
     document: Document
     labels: frozenset[str]
     versions: list[DocumentVersion]
+    facts: list[DocumentFact]
 
 
 def visible(principal: Principal) -> Select[tuple[Document]]:
@@ -80,34 +86,13 @@ async def labels_of(session: AsyncSession, document_ids: set[UUID]) -> dict[UUID
     return {document_id: frozenset(labels) for document_id, labels in found.items()}
 
 
-class FileStore:
-    """Uploaded originals, one file a version, in a folder of the tenant's."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory / "files"
-
-    def _path(self, version: DocumentVersion) -> Path:
-        return self._directory / str(version.tenant_id) / str(version.id)
-
-    async def write(self, version: DocumentVersion, data: bytes) -> None:
-        path = self._path(version)
-        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(path.write_bytes, data)
-
-    async def read(self, version: DocumentVersion) -> bytes:
-        return await asyncio.to_thread(self._path(version).read_bytes)
-
-    async def remove(self, version: DocumentVersion) -> None:
-        await asyncio.to_thread(self._path(version).unlink, missing_ok=True)
-
-
 class DocumentService:
     """Files documents and hands them out. Ingestion itself is a job."""
 
     def __init__(self, database: Database, files: FileStore, index: VectorIndex, forgetting: Forgetting) -> None:
         self._database = database
         self._files = files
-        self._index = index
+        self.erasure = Erasure(database, files, index)
         self._forgetting = forgetting
         self._sources: OrderedDict[tuple[UUID, int], SourceText] = OrderedDict()
 
@@ -115,6 +100,7 @@ class DocumentService:
         """File a new document, unless the caller sees the same content there already under the same labels."""
         principal.require_labels(labels)
         async with self._database.session() as session:
+            await require_open(session, principal.tenant_id, labels)
             digest = hashlib.sha256(upload.data).hexdigest()
             if twin := await self._twin(session, principal, digest, collection, labels):
                 return twin
@@ -135,6 +121,7 @@ class DocumentService:
         """File a new version; the old one answers until the new one is ready."""
         async with self._database.session() as session:
             document = await get_visible(session, principal, document_id)
+            await require_open(session, principal.tenant_id, (await labels_of(session, {document_id}))[document_id])
             versions = owned(DocumentVersion, principal.tenant_id).where(DocumentVersion.document_id == document_id)
             newest = await session.scalar(versions.order_by(DocumentVersion.version.desc()).limit(1))
             digest = hashlib.sha256(upload.data).hexdigest()
@@ -146,10 +133,10 @@ class DocumentService:
             return Filed(document, number, job)
 
     async def page(
-        self, principal: Principal, collection: str | None, limit: int, offset: int
+        self, principal: Principal, collection: str | None, limit: int, offset: int, where: FactFilter = ANY
     ) -> tuple[list[DocumentInfo], int]:
         """A page of the visible documents, newest first, and how many there are."""
-        query = visible(principal)
+        query = where.narrow(visible(principal))
         if collection is not None:
             query = query.where(Document.collection == collection)
         async with self._database.session() as session:
@@ -200,19 +187,20 @@ class DocumentService:
     async def delete(self, principal: Principal, document_id: UUID) -> None:
         """Delete a document with all its versions. Committing fences it; answers and caches, index and files follow."""
         async with self._database.session() as session:
-            await get_visible(session, principal, document_id)
+            document = await get_visible(session, principal, document_id)
             versions = list(
                 await session.scalars(
                     owned(DocumentVersion, principal.tenant_id).where(DocumentVersion.document_id == document_id)
                 )
             )
-            await session.execute(delete(Document).where(Document.id == document_id))
+            job = await forget_document(session, document, versions)
+            who, what = audit.actor_of(principal), f"document:{document_id}"
+            await audit.append(session, who, "document.delete", what, principal.tenant_id, {"versions": len(versions)})
             await session.commit()
         await self._forgetting.document(document_id)
         for version in versions:
             self._sources.pop((document_id, version.version), None)
-            await self._files.remove(version)
-        await asyncio.to_thread(self._index.delete_document, str(principal.tenant_id), str(document_id))
+        await self.erasure.now(job)
 
     async def job(self, principal: Principal, job_id: UUID) -> Job:
         """A job of the caller's tenant; one about a document the caller may not see is not found either."""
@@ -226,7 +214,7 @@ class DocumentService:
     async def _file(self, session: AsyncSession, document: Document, upload: Upload, number: int, digest: str) -> Job:
         """Write the original, the version's row and its job; nothing counts until the caller commits."""
         job = Job(
-            id=uuid4(),
+            id=uuid7(),
             tenant_id=document.tenant_id,
             kind=INGEST,
             payload={"document_id": str(document.id), "version": number},
@@ -277,7 +265,8 @@ class DocumentService:
         rows = owned(DocumentVersion, principal.tenant_id).where(DocumentVersion.document_id.in_(ids))
         for row in await session.scalars(rows.order_by(DocumentVersion.version.desc())):
             versions[row.document_id].append(row)
-        return [DocumentInfo(d, labels[d.id], versions[d.id]) for d in documents]
+        facts = await facts_of(session, documents)
+        return [DocumentInfo(d, labels[d.id], versions[d.id], facts[d.id]) for d in documents]
 
 
 def pack_boxes(boxes: npt.NDArray[np.float32]) -> bytes:

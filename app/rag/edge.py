@@ -16,13 +16,11 @@ from typing import IO, Any, cast
 import qdrant_edge as qe
 
 from app.errors import ConfigurationError, Unavailable
-from app.rag.index import FloatArray, Hit, IndexPoint, Kind, Legs, SearchFilter
+from app.rag.bm25 import Bm25
+from app.rag.index import DENSE, KINDS, SPARSE, FloatArray, Hit, IndexPoint, Kind, Legs, SearchFilter, StoredPoint
 
-DENSE, SPARSE = "dense", "bm25"
 UPSERT_BATCH = 512
-# Average tokens of an indexed text once stop words are gone: a chunk of ≤ 500 characters with its section path,
-# and the opening of a document. Measured on the development contracts.
-AVERAGE_TOKENS: dict[Kind, float] = {"chunk": 60.0, "document": 120.0}
+META = "index.json"  # which model's vectors a folder holds
 _KEYWORDS = ("tenant", "labels", "document_id", "collection")
 _SHOWN = ["tenant", "labels", "document_id", "version", "start", "end", "ordinal"]
 
@@ -42,17 +40,29 @@ class EdgeIndex:
         self._lock_file = _own(folder)
         try:
             _check_meta(folder, {"dimension": dimension, "model": model})
-            self._bm25 = {kind: qe.Bm25(qe.Bm25Config(avg_len=n)) for kind, n in AVERAGE_TOKENS.items()}
-            self._shards = {kind: _open(folder / f"{kind}s", dimension) for kind in AVERAGE_TOKENS}
+            self._bm25 = Bm25()
+            self._shards = {kind: _open(folder / f"{kind}s", dimension) for kind in KINDS}
         except BaseException:
             self._lock_file.close()
             raise
         self._closed = False
 
+    @classmethod
+    def existing(cls, folder: Path) -> "EdgeIndex":
+        """The index that is in `folder`. Raises ConfigurationError where there is none, or another process has it."""
+        if not (folder / META).exists():
+            raise ConfigurationError(f"There is no index in {folder}.")
+        built = json.loads((folder / META).read_text("utf-8"))
+        return cls(folder, built["dimension"], model=built["model"])
+
     def upsert(self, points: Sequence[IndexPoint]) -> None:
         """Insert or replace points by chunk_id; visible to searches on return."""
-        for kind in AVERAGE_TOKENS:
-            rows = [self._point(point) for point in points if point.kind == kind]
+        self.store([self._bm25.stored(point) for point in points])
+
+    def store(self, points: Sequence[StoredPoint]) -> None:
+        """Points as `scan` of any adapter gives them."""
+        for kind in KINDS:
+            rows = [_point(point) for point in points if point.kind == kind]
             for first in range(0, len(rows), UPSERT_BATCH):
                 self._update(kind, qe.UpdateOperation.upsert_points(rows[first : first + UPSERT_BATCH]))
 
@@ -61,7 +71,7 @@ class EdgeIndex:
         must = [_equals("tenant", tenant), _equals("document_id", document_id)]
         if version is not None:
             must.append(_equals("version", version))
-        for kind in AVERAGE_TOKENS:
+        for kind in KINDS:
             self._update(kind, qe.UpdateOperation.delete_points_by_filter(qe.Filter(must=_conditions(must))))
 
     def search(
@@ -88,7 +98,7 @@ class EdgeIndex:
 
     def coverage(self, chunk_ids: Sequence[str], terms: Mapping[str, float]) -> Mapping[str, float]:
         """For each chunk the share (0-1) of the weight of `terms` that occurs in it; ids must come from a search."""
-        wanted = self._weights("chunk", terms)
+        wanted = self._bm25.weights("chunk", terms)
         total = sum(wanted.values())
         if not total or not chunk_ids:
             return dict.fromkeys(chunk_ids, 0.0)
@@ -104,13 +114,22 @@ class EdgeIndex:
         given = (("tenant", tenant), ("document_id", document_id))
         must = [_equals(key, value) for key, value in given if value is not None]
         request = qe.CountRequest(filter=qe.Filter(must=_conditions(must)) if must else None, exact=True)
-        kinds = list(AVERAGE_TOKENS) if kind is None else [kind]
+        kinds = list(KINDS) if kind is None else [kind]
         return sum(self._shard(each).count(request) for each in kinds)
 
+    def scan(self, kind: Kind, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
+        """Points in the order of their ids, from `after` on, and where the next page starts (None: the end)."""
+        request = qe.ScrollRequest(offset=after, limit=limit, with_payload=True, with_vector=True)
+        rows, following = self._shard(kind).scroll(request)
+        return [_stored(row, kind) for row in rows], str(following) if following is not None else None
+
     def optimize(self) -> None:
-        """Merge segments and build indexes; blocks for seconds per 100,000 points."""
+        """Merge segments and build indexes: about a second for a thousand new points on one core.
+
+        The library holds the interpreter's lock meanwhile, so nothing else runs in this process: not while it serves.
+        """
         with self._writing:
-            for kind in AVERAGE_TOKENS:
+            for kind in KINDS:
                 self._shard(kind).optimize()
                 self._shard(kind).flush()
 
@@ -134,32 +153,9 @@ class EdgeIndex:
         with self._writing:
             self._shard(kind).update(operation)
 
-    def _weights(self, kind: Kind, terms: Mapping[str, float]) -> dict[int, float]:
-        """Words → weights of their stems; two words of one stem keep the larger weight."""
-        weights: dict[int, float] = {}
-        for weight in sorted(set(terms.values())):
-            words = " ".join(word for word, each in terms.items() if each == weight)
-            weights.update(dict.fromkeys(self._bm25[kind].embed_query(words).indices, weight))
-        return weights
-
     def _sparse(self, kind: Kind, terms: Mapping[str, float]) -> qe.SparseVector:
-        weights = self._weights(kind, terms)
+        weights = self._bm25.weights(kind, terms)
         return qe.SparseVector(list(weights), list(weights.values()))
-
-    def _point(self, point: IndexPoint) -> qe.Point:
-        payload = {
-            "tenant": point.tenant,
-            "document_id": point.document_id,
-            "version": point.version,
-            "collection": point.collection,
-            "labels": sorted(set(point.labels)),
-            "start": point.start,
-            "end": point.end,
-            "ordinal": point.ordinal,
-        }
-        sparse = self._bm25[point.kind].embed_document(point.text)
-        vectors: dict[str, Any] = {DENSE: point.dense.tolist(), SPARSE: sparse}
-        return qe.Point(point.chunk_id, vectors, payload)
 
     def _hits(
         self,
@@ -191,6 +187,18 @@ class EdgeIndex:
             )
 
 
+def _point(point: StoredPoint) -> qe.Point:
+    sparse = qe.SparseVector(list(point.indices), list(point.values))
+    vectors: dict[str, Any] = {DENSE: point.dense.tolist(), SPARSE: sparse}
+    return qe.Point(point.chunk_id, vectors, dict(point.payload))
+
+
+def _stored(row: qe.Record, kind: Kind) -> StoredPoint:
+    vectors = cast("dict[str, Any]", row.vector)
+    sparse = vectors[SPARSE]
+    return StoredPoint.of(str(row.id), kind, row.payload or {}, vectors[DENSE], sparse.indices, sparse.values)
+
+
 def _own(folder: Path) -> IO[str]:
     """Hold the folder's lock for as long as the returned file is open; the kernel releases it when we die."""
     file = open(folder / "owner.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
@@ -212,7 +220,7 @@ def _own(folder: Path) -> IO[str]:
 
 def _check_meta(folder: Path, meta: dict[str, Any]) -> None:
     """Vectors of different models cannot be compared: refuse to mix them in one folder."""
-    path = folder / "index.json"
+    path = folder / META
     if not path.exists():
         path.write_text(json.dumps(meta), "utf-8")
         return

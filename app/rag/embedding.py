@@ -7,7 +7,7 @@ import importlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class ModelFiles:
 
 
 class Embedder:
-    """A loaded model. Thread-safe: one forward at a time, others wait."""
+    """A loaded model. Thread-safe: documents one forward at a time, with all threads; a question at once, with one."""
 
     def __init__(self, model: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto") -> None:
         """Load `model`: a name (MiniLM comes from its offline package), a hub id or a folder.
@@ -51,7 +51,8 @@ class Embedder:
         Raises ConfigurationError when the model cannot be loaded.
         """
         self.name = model
-        self._lock = threading.Lock()
+        self._documents = threading.Lock()
+        self._tokenizing = threading.Lock()
         self._files = _locate(model)
         self._load(device, dtype)
 
@@ -67,7 +68,7 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Documents → float32 [len(texts), dimension], rows of unit length, in the order given."""
-        return self._embed([self._files.document_prompt + text for text in texts])
+        return self._embed([self._files.document_prompt + text for text in texts], urgent=False)
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         """One question → float32 [dimension]; uses the model's query prompt where it declares one."""
@@ -76,7 +77,7 @@ class Embedder:
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Questions → float32 [len(texts), dimension], in one forward where they fit."""
-        return self._embed([self._files.query_prompt + text for text in texts])
+        return self._embed([self._files.query_prompt + text for text in texts], urgent=True)
 
     def _load(self, device: str, dtype: str) -> None:
         import torch
@@ -103,18 +104,19 @@ class Embedder:
         fast = self._device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if not fast:
             return
-        exact = self._embed(_PROBES)
+        exact = self._embed(_PROBES, urgent=True)
         self._model.to(torch.bfloat16)
-        if float((exact * self._embed(_PROBES)).sum(axis=1).min()) < MIN_BF16_COSINE:
+        if float((exact * self._embed(_PROBES, urgent=True)).sum(axis=1).min()) < MIN_BF16_COSINE:
             self._model.to(torch.float32)
 
-    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def _embed(self, texts: Sequence[str], *, urgent: bool) -> npt.NDArray[np.float32]:
         out = np.zeros((len(texts), self._dimension), dtype=np.float32)
         if not texts:
             return out
-        with self._lock:
+        with self._tokenizing:  # it keeps the padding of a call as its own state
             ids = self._tokenizer(list(texts), truncation=True, max_length=self._files.max_tokens)["input_ids"]
-            for rows in _batches([len(row) for row in ids]):
+        for rows in _batches([len(row) for row in ids]):
+            with nullcontext() if urgent else self._documents:
                 out[rows] = self._forward([ids[row] for row in rows])
         return out
 

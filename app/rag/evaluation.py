@@ -155,13 +155,15 @@ def read_queries(path: Path) -> list[RetrievalQuery]:
     ]
 
 
-def index_corpus(corpus: Path, index: EdgeIndex, embedder: Embedder, progress: Progress) -> None:
+def index_corpus(
+    corpus: Path, index: EdgeIndex, embedder: Embedder, progress: Progress, chunk_characters: int = 500
+) -> None:
     """Chunk, embed and index every document, in the order of the file."""
     documents = list(read_lines(corpus))
     for done, row in enumerate(documents, 1):
         name, text = row["file_path"], row["text"]
         document = DocumentVersion(TENANT, name, 1, "corpus", (), "", name)
-        index.upsert(chunk_points(document, text, chunk(text), embedder))
+        index.upsert(chunk_points(document, text, chunk(text, max_chars=chunk_characters), embedder))
         index.upsert([document_point(document, text, embedder)])
         progress("index", done, len(documents))
 

@@ -35,6 +35,10 @@ class Forgetting:
         if version > 1:
             await self._forget({f"{document_id}/{old}" for old in range(1, version)})
 
+    async def sources(self, gone: Collection[str]) -> None:
+        """As another process says it."""
+        await self._forget(gone)
+
     def any_gone(self, sources: Iterable[str]) -> bool:
         """Whether one of these may not be used any more. For text that was read before and is not used yet."""
         return any(source in self._gone for source in sources)

@@ -1,14 +1,16 @@
-"""The vector index as the rest of rag sees it: nouns and one Protocol. `edge.py` is the embedded adapter."""
+"""The vector index as the rest of rag sees it: nouns and one Protocol; `edge` and `qdrant` are its adapters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 Kind = Literal["chunk", "document"]
+KINDS: tuple[Kind, ...] = ("chunk", "document")
+DENSE, SPARSE = "dense", "bm25"  # names of a point's two vectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +30,31 @@ class IndexPoint:
     dense: FloatArray
     text: str
     kind: Kind = "chunk"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredPoint:
+    """A point as an index keeps it, and as one hands it to another: sparse vector instead of text."""
+
+    chunk_id: str
+    kind: Kind
+    payload: Mapping[str, Any]  # every other field of IndexPoint but dense and text
+    dense: FloatArray
+    indices: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls,
+        chunk_id: str,
+        kind: Kind,
+        payload: Mapping[str, Any],
+        dense: Sequence[float],
+        indices: Sequence[int],
+        values: Sequence[float],
+    ) -> "StoredPoint":
+        vector = np.asarray(dense, dtype=np.float32)
+        return cls(chunk_id, kind, payload, vector, tuple(indices), tuple(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +114,12 @@ class VectorIndex(Protocol):
 
     def count(self, tenant: str | None = None, document_id: str | None = None, *, kind: Kind | None = "chunk") -> int:
         """Exact number of points."""
+
+    def scan(self, kind: Kind, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
+        """Points in the order of their ids, from `after` on, and where the next page starts (None: the end)."""
+
+    def store(self, points: Sequence[StoredPoint]) -> None:
+        """Insert or replace points as `scan` of any adapter gives them."""
 
     def optimize(self) -> None:
         """Merge segments and build indexes; the caller decides when (after an ingestion)."""

@@ -1,24 +1,28 @@
 """The ingestion job: original → text → chunks → vectors → index, then one commit that makes the version current.
 
 Every stage can run again: points and chunks of a half-done attempt are replaced. Until the commit, nobody is shown
-anything of the new version; after it, nothing of the old one.
+anything of the new version; after it, nothing of the old one. The commit counts only for the attempt that holds the
+job: cancelled or overtaken, it takes its points away again.
 """
 
-import asyncio
 from dataclasses import asdict
 from uuid import UUID
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete, or_, update
 
 from app.db import Database, get_owned, owned
 from app.errors import AppError, NotFound
-from app.jobs import Job, Progress
+from app.jobs import Job, Progress, Superseded
+from app.rag.background import Background
 from app.rag.chunking import Chunk, chunk
 from app.rag.documents import FileStore, labels_of, pack_boxes
 from app.rag.embedding import Embedder
+from app.rag.facts import Fact
+from app.rag.facts import facts as facts_in
+from app.rag.filters import rows
 from app.rag.forget import Forgetting
 from app.rag.index import VectorIndex
-from app.rag.models import FAILED, READY, Document, DocumentVersion
+from app.rag.models import FAILED, READY, Document, DocumentFact, DocumentVersion
 from app.rag.models import Chunk as ChunkRow
 from app.rag.parsing import ParsedDocument, parse
 from app.rag.points import DocumentVersion as IndexedDocument
@@ -38,6 +42,7 @@ class Ingestion:
         embedder: Embedder,
         chunk_characters: int,
         forgetting: Forgetting,
+        background: Background,
     ) -> None:
         self._database = database
         self._files = files
@@ -45,14 +50,25 @@ class Ingestion:
         self._embedder = embedder
         self._chunk_characters = chunk_characters
         self._forgetting = forgetting
+        self._background = background
 
     async def __call__(self, job: Job, progress: Progress) -> None:
         """Raises UnreadableDocument and kin, after noting the reason on the version."""
         document, version, labels = await self._load(job)
+        if version.status == READY:  # the last attempt died between its commit and the end of the job
+            await self._forget_older(document, version)
+            return
         try:
             await self._ingest(document, version, labels, progress)
         except AppError as error:
-            await self._fail(version, error)
+            await self._fail(version, progress, error.detail)
+            raise
+        except Superseded as gone:
+            if gone.cancelled:
+                await self._remove_points(document, version)
+            raise
+        except Exception:
+            await self._fail(version, progress, "The server made a mistake while ingesting this; it has been logged.")
             raise
 
     async def _load(self, job: Job) -> tuple[Document, DocumentVersion, frozenset[str]]:
@@ -73,9 +89,9 @@ class Ingestion:
     ) -> None:
         await progress.report("parse", 0, 1)
         data = await self._files.read(version)
-        parsed = await asyncio.to_thread(parse, data, version.filename, version.media_type or None)
+        parsed = await self._background.run(parse, data, version.filename, version.media_type or None)
         await progress.report("chunk", 0, 1)
-        chunks = await asyncio.to_thread(chunk, parsed.text, parsed.headings, parsed.pages, self._chunk_characters)
+        chunks = await self._background.run(chunk, parsed.text, parsed.headings, parsed.pages, self._chunk_characters)
         facts = IndexedDocument(
             tenant=str(document.tenant_id),
             document_id=str(document.id),
@@ -86,27 +102,34 @@ class Ingestion:
             filename=version.filename,
         )
         await self._index_points(facts, parsed, chunks, progress)
-        await self._publish(document, version, parsed, chunks)
+        found = await self._background.run(facts_in, parsed.text)
+        await self._publish(document, version, parsed, chunks, found, progress)
 
     async def _index_points(
         self, facts: IndexedDocument, parsed: ParsedDocument, chunks: list[Chunk], progress: Progress
     ) -> None:
         """Embed and store, batch by batch; what a half-done attempt left goes first."""
-        await asyncio.to_thread(self._index.delete_document, facts.tenant, facts.document_id, facts.version)
+        await self._background.run(self._index.delete_document, facts.tenant, facts.document_id, facts.version)
         for first in range(0, len(chunks), BATCH):
             await progress.report("embed", first, len(chunks))
             batch = chunks[first : first + BATCH]
-            points = await asyncio.to_thread(chunk_points, facts, parsed.text, batch, self._embedder)
-            await asyncio.to_thread(self._index.upsert, points)
+            points = await self._background.run(chunk_points, facts, parsed.text, batch, self._embedder)
+            await self._background.run(self._index.upsert, points)
         await progress.report("index", len(chunks), len(chunks))
-        point = await asyncio.to_thread(document_point, facts, parsed.text, self._embedder)
-        await asyncio.to_thread(self._index.upsert, [point])
+        point = await self._background.run(document_point, facts, parsed.text, self._embedder)
+        await self._background.run(self._index.upsert, [point])
 
     async def _publish(
-        self, document: Document, version: DocumentVersion, parsed: ParsedDocument, chunks: list[Chunk]
+        self,
+        document: Document,
+        version: DocumentVersion,
+        parsed: ParsedDocument,
+        chunks: list[Chunk],
+        found: list[Fact],
+        progress: Progress,
     ) -> None:
-        """One commit: text, chunks and the current version; then the points of older versions go."""
-        packed = await asyncio.to_thread(pack_boxes, parsed.boxes) if parsed.boxes is not None else None
+        """One commit: text, chunks, facts and the current version; then the points of older versions go."""
+        packed = await self._background.run(pack_boxes, parsed.boxes) if parsed.boxes is not None else None
         values = {
             "status": READY,
             "error": None,
@@ -120,24 +143,38 @@ class Ingestion:
             "title": parsed.title[:500],
             "filename": version.filename,
         }
+        older = or_(Document.current_version.is_(None), Document.current_version < version.version)
         async with self._database.session() as session:
-            half_done = delete(ChunkRow).where(ChunkRow.document_id == document.id, ChunkRow.version == version.version)
-            await session.execute(half_done)
+            await progress.hold(session)
+            for table in (ChunkRow, DocumentFact):  # of a half-done attempt
+                await session.execute(
+                    delete(table).where(table.document_id == document.id, table.version == version.version)
+                )
             session.add_all(_row(version, one) for one in chunks)
+            session.add_all(rows(document.tenant_id, document.id, version.version, found))
             await session.execute(update(DocumentVersion).where(DocumentVersion.id == version.id).values(**values))
-            published = await session.execute(update(Document).where(Document.id == document.id).values(**current))
+            mine = update(Document).where(Document.id == document.id, older)
+            published = await session.execute(mine.values(**current))
             await session.commit()
-        if published.rowcount == 0:  # type: ignore[attr-defined]  # deleted while we worked
-            await asyncio.to_thread(self._index.delete_document, str(document.tenant_id), str(document.id))
+        if published.rowcount == 0:  # type: ignore[attr-defined]  # deleted or overtaken while we worked
+            await self._remove_points(document, version)
         else:
-            await self._forgetting.versions_before(document.id, version.version)
-        for old in range(1, version.version):
-            await asyncio.to_thread(self._index.delete_document, str(document.tenant_id), str(document.id), old)
+            await self._forget_older(document, version)
 
-    async def _fail(self, version: DocumentVersion, error: AppError) -> None:
+    async def _forget_older(self, document: Document, version: DocumentVersion) -> None:
+        await self._forgetting.versions_before(document.id, version.version)
+        for old in range(1, version.version):
+            await self._background.run(self._index.delete_document, str(document.tenant_id), str(document.id), old)
+
+    async def _remove_points(self, document: Document, version: DocumentVersion) -> None:
+        owner, name = str(document.tenant_id), str(document.id)
+        await self._background.run(self._index.delete_document, owner, name, version.version)
+
+    async def _fail(self, version: DocumentVersion, progress: Progress, reason: str) -> None:
         async with self._database.session() as session:
+            await progress.hold(session)
             failed = update(DocumentVersion).where(DocumentVersion.id == version.id)
-            await session.execute(failed.values(status=FAILED, error=error.detail))
+            await session.execute(failed.values(status=FAILED, error=reason))
             await session.commit()
 
 

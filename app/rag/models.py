@@ -57,6 +57,24 @@ class DocumentVersion(TenantScoped, Base):
     boxes: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
 
 
+class DocumentFact(TenantScoped, Base):
+    """One thing that a version says about itself (`facts.py`), read from text[start:end] of it."""
+
+    __tablename__ = "document_facts"
+    __table_args__ = (
+        Index("ix_document_facts_document_id_version", "document_id", "version"),
+        Index("ix_document_facts_tenant_id_kind_key", "tenant_id", "kind", "key"),
+    )
+
+    document_id: Mapped[UUID] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    version: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(20))
+    value: Mapped[str] = mapped_column(String(200))
+    key: Mapped[str] = mapped_column(String(200))
+    start: Mapped[int]
+    end: Mapped[int]
+
+
 class Chunk(TenantScoped, Base):
     """text[start:end] of a version; `section` is the path of headings above it."""
 

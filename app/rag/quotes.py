@@ -7,7 +7,8 @@ the shape of quotation marks and dashes, ligatures. Case, digits and punctuation
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from difflib import SequenceMatcher
+from typing import Literal, NamedTuple
 
 Match = Literal["exact", "normalized", "fuzzy"]
 
@@ -35,6 +36,22 @@ class Found:
     start: int
     end: int
     match: Match
+
+
+class Difference(NamedTuple):
+    """Words that were said, and those that stand in their place in the source; either may be empty."""
+
+    said: str
+    source: str
+
+
+def differences(said: str, source: str) -> tuple[Difference, ...]:
+    """Where two texts part, word by word."""
+    ours, theirs = said.split(), source.split()
+    steps = SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes()
+    return tuple(
+        Difference(" ".join(ours[a:b]), " ".join(theirs[c:d])) for kind, a, b, c, d in steps if kind != "equal"
+    )
 
 
 def skeleton(text: str, start: int = 0, end: int | None = None, skip: Sequence[tuple[int, int]] = ()) -> Skeleton:

@@ -18,13 +18,16 @@ MAX_ROUTED = 8  # more equally good documents than this means that the question 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A hit with its scores: dense (cosine) and lexical (BM25) as the index gave them, the others 0-1."""
+    """A hit with its scores: dense (cosine) and lexical (BM25) as the index gave them, route and fused 0-1;
+    score = fused + neighbour + bonus of the route."""
 
     hit: Hit
     dense: float
     lexical: float
     route: float = 0.0
     score: float = 0.0
+    fused: float = 0.0
+    neighbour: float = 0.0
 
 
 def route(legs: Legs) -> dict[str, float]:
@@ -77,10 +80,10 @@ def rank(candidates: list[Candidate]) -> list[Candidate]:
         for c in candidates
     }
     places = {(c.hit.document_id, c.hit.version, c.hit.ordinal): agreed[c.hit.chunk_id] for c in candidates}
-    scored = [
-        Candidate(c.hit, c.dense, c.lexical, c.route, agreed[c.hit.chunk_id] + _support(c, places) + _bonus(c.route))
-        for c in candidates
-    ]
+    scored = []
+    for c in candidates:
+        fused, near = agreed[c.hit.chunk_id], _support(c, places)
+        scored.append(Candidate(c.hit, c.dense, c.lexical, c.route, fused + near + _bonus(c.route), fused, near))
     return sorted(scored, key=lambda c: (-c.score, c.hit.document_id, c.hit.ordinal))
 
 

@@ -39,7 +39,8 @@ class SearchQuery:
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A character range of one document version. `score` orders the list; `scores` says why: dense (cosine),
-    lexical (BM25), route (0-1, how clearly the question names this document)."""
+    lexical (BM25), route (0-1, how clearly the question names this document), fused (0-1, both legs together),
+    neighbour (what a good chunk beside it adds), and reranked (0-1) where a cross-encoder read it."""
 
     document_id: str
     version: int
@@ -51,12 +52,24 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """How a search went: what the question was taken to ask, and the documents (relevance 0-1) it was taken to name.
+    `scope` is "routed", "routed and all" or "all"; of `candidates` the best became passages."""
+
+    plan: QueryPlan
+    routed: Mapping[str, float]
+    scope: str
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """`confidence` in 0-1: how likely the passages hold an answer at all. `timings_ms`: embed, search, rerank."""
 
     passages: tuple[Passage, ...]
     confidence: float
     timings_ms: Mapping[str, float]
+    decision: Decision
     features: Mapping[str, float] = field(default_factory=dict)  # what the confidence was computed from
 
 
@@ -81,14 +94,17 @@ class Retriever:
         routed = self._route(asked, named, where)
         legs = self._legs(asked, content, where, routed, max(CANDIDATES, query.k))
         searched = perf_counter()
-        ranked = rank(gather(legs, routed))[: query.k]
+        candidates = gather(legs, routed)
+        ranked = rank(candidates)[: query.k]
         features = self._features(asked, ranked)
         timings = {
             "embed": (embedded - began) * 1e3,
             "search": (searched - embedded) * 1e3,
             "rerank": (perf_counter() - searched) * 1e3,
         }
-        return SearchResult(tuple(map(_passage, ranked)), confidence(features), timings, features)
+        scope = "all" if not routed else "routed" if decisive(routed) else "routed and all"
+        decision = Decision(asked, routed, scope, len(candidates))
+        return SearchResult(tuple(map(_passage, ranked)), confidence(features), timings, decision, features)
 
     def _embed(self, asked: QueryPlan) -> tuple[FloatArray, FloatArray | None]:
         """The question's vector, moved halfway to the clause wording it expects, and the document name's vector."""
@@ -150,7 +166,13 @@ def confidence(features: Mapping[str, float]) -> float:
 
 def _passage(candidate: Candidate) -> Passage:
     hit = candidate.hit
-    scores = {"dense": candidate.dense, "lexical": candidate.lexical, "route": candidate.route}
+    scores = {
+        "dense": candidate.dense,
+        "lexical": candidate.lexical,
+        "route": candidate.route,
+        "fused": candidate.fused,
+        "neighbour": candidate.neighbour,
+    }
     return Passage(hit.document_id, hit.version, hit.chunk_id, hit.start, hit.end, candidate.score, scores)
 
 

@@ -1,13 +1,17 @@
 """What /api/v1 speaks about documents, search and answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import Meta, Struct
 
+from app.rag import facts
 from app.rag.citations import Citation
+from app.rag.models import DocumentFact
+from app.rag.quotes import Difference, differences
+from app.rag.schemas_search import ExplainView, FactConditions
 
 Collection = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Question = Annotated[str, Meta(min_length=1, max_length=4000)]
@@ -25,6 +29,45 @@ class VersionView(Struct):
     sha256: str
     pages: int
     created_at: datetime
+    pages_without_text: list[int] = []  # scanned, and not searchable
+
+
+class FactView(Struct):
+    """Read from text[start:end] of the current version; dates as YYYY-MM-DD."""
+
+    value: str
+    start: int
+    end: int
+
+
+class MetadataView(Struct):
+    """What the current version says about itself, found by rules. In lists without `definitions`."""
+
+    parties: list[FactView]
+    document_type: FactView | None
+    governing_law: FactView | None
+    agreement_date: FactView | None
+    effective_date: FactView | None
+    expiry_date: FactView | None
+    definitions: list[FactView]
+
+    @classmethod
+    def of(cls, found: Sequence[DocumentFact], *, definitions: bool) -> "MetadataView":
+        def views(kind: str) -> list[FactView]:
+            return [FactView(fact.value, fact.start, fact.end) for fact in found if fact.kind == kind]
+
+        def first(kind: str) -> FactView | None:
+            return next(iter(views(kind)), None)
+
+        return cls(
+            parties=views(facts.PARTY),
+            document_type=first(facts.TYPE),
+            governing_law=first(facts.LAW),
+            agreement_date=first(facts.AGREED),
+            effective_date=first(facts.EFFECTIVE),
+            expiry_date=first(facts.EXPIRY),
+            definitions=views(facts.DEFINITION) if definitions else [],
+        )
 
 
 class DocumentView(Struct):
@@ -36,6 +79,7 @@ class DocumentView(Struct):
     status: str
     created_at: datetime
     versions: list[VersionView]
+    metadata: MetadataView
 
 
 class DocumentList(Struct):
@@ -52,8 +96,16 @@ class FiledView(Struct):
     job_id: UUID | None
 
 
+class RefusedView(Struct):
+    filename: str
+    reason: str
+
+
 class FiledList(Struct):
+    """`refused`: members of archives and e-mails that could not be filed."""
+
     documents: list[FiledView]
+    refused: list[RefusedView] = []
 
 
 class TextView(Struct):
@@ -76,6 +128,14 @@ class JobView(Struct):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    attempts: int = 0
+
+
+class JobList(Struct):
+    """`next` is the cursor of the next page, null on the last one."""
+
+    jobs: list[JobView]
+    next: str | None
 
 
 class SearchRequest(Struct, forbid_unknown_fields=True):
@@ -83,10 +143,19 @@ class SearchRequest(Struct, forbid_unknown_fields=True):
     k: Annotated[int, Meta(ge=1, le=100)] = 8
     collection: Collection | None = None
     documents: list[UUID] | None = None
+    where: FactConditions | None = None
+    explain: bool = False
+
+
+class LabelsRequest(Struct, forbid_unknown_fields=True):
+    """All matters that the document shall be filed under."""
+
+    labels: Annotated[list[str], Meta(max_length=64)]
 
 
 class PassageView(Struct):
-    """`text == document_text[start:end]`; `document` is its title."""
+    """`text == document_text[start:end]`; `document` is its title. `flags`: what in the text speaks to the reader
+    instead of about the contract; it is never obeyed."""
 
     document_id: UUID
     document: str
@@ -98,12 +167,16 @@ class PassageView(Struct):
     text: str
     score: float
     scores: Mapping[str, float]
+    flags: Sequence[str] = ()
 
 
 class SearchResponse(Struct):
+    """`explain` where it was asked for."""
+
     passages: list[PassageView]
     confidence: float
     timings_ms: dict[str, float]
+    explain: ExplainView | None = None
 
 
 class AnswerRequest(Struct, forbid_unknown_fields=True):
@@ -125,7 +198,9 @@ class SpanView(Struct):
 
 
 class CitationView(Struct):
-    """`quote` is source text; `said` is what the model wrote. `verified` only for exact and normalized matches."""
+    """`quote` is source text; `said` is what the model wrote. `verified` only for exact and normalized matches; of a
+    fuzzy one `difference` shows where the two part.
+    """
 
     marker: int
     document_id: UUID
@@ -137,6 +212,7 @@ class CitationView(Struct):
     match: str
     verified: bool
     spans: list[SpanView]
+    difference: Sequence[Difference] = ()
 
     @classmethod
     def of(cls, citation: Citation, document: str) -> "CitationView":
@@ -152,7 +228,38 @@ class CitationView(Struct):
             match=citation.match,
             verified=citation.verified,
             spans=spans,
+            difference=() if citation.verified else differences(citation.said, citation.quote),
         )
+
+
+class UnverifiedView(Struct):
+    """answer[start:end] is a quotation, with the number `marker`, that none of the passages holds."""
+
+    marker: int
+    said: str
+    start: int
+    end: int
+
+
+class EvidenceView(Struct):
+    """A passage that was in the prompt, as number `marker`."""
+
+    marker: int
+    document_id: UUID
+    document: str
+    version: int
+    chunk_id: str
+    page: int | None
+    flags: Sequence[str] = ()
+
+
+class SearchedView(Struct):
+    """What was asked instead of the question as it stands, and what was carried over from before, and why."""
+
+    question: str
+    because: str = ""
+    document: str | None = None
+    topic: Sequence[str] = ()
 
 
 class UsageView(Struct):
@@ -165,6 +272,8 @@ class AnswerView(Struct):
     """`cache` says which cache layer answered; there is none yet, so it is always "none".
 
     speculation: what drafts brought where the in-process engine answered; null elsewhere, and where none was tried.
+    unverified: quotations that stand in the answer and in none of the passages.
+    searched: in a conversation, what the documents were searched for.
     """
 
     id: UUID
@@ -176,3 +285,7 @@ class AnswerView(Struct):
     served_by: str
     cache: str = "none"
     speculation: dict[str, Any] | None = None
+    unverified: list[UnverifiedView] = []
+    evidence: list[EvidenceView] = []
+    flags: Sequence[str] = ()
+    searched: SearchedView | None = None

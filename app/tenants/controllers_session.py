@@ -28,6 +28,10 @@ class LoginRequest(Struct, forbid_unknown_fields=True):
     password: Text
 
 
+class LinkRequest(Struct, forbid_unknown_fields=True):
+    token: Text
+
+
 class SessionView(Struct):
     """`csrf_token` goes into the header x-csrf-token of every request that changes something."""
 
@@ -90,9 +94,19 @@ class SessionController(Controller):
     ) -> Response[SessionView]:
         """Sets the session's cookie. JSON alone is taken, which no form of another site can send."""
         login = await logins.with_password(data.email, data.password, client_address(request, authenticator.proxies))
-        user = login.user
-        view = SessionView(user.id, user.tenant_id, user.email, user.name, user.role, csrf_token(login.token))
-        return Response(view, cookies=[_session_cookie(login, settings)])
+        return _begun(login, settings)
+
+    @post("/link", status_code=200, opt=PUBLIC, summary="Log in with the token of a one-time link")
+    async def log_in_by_link(
+        self,
+        data: JSONBody[LinkRequest],
+        request: Request[Any, Any, Any],
+        logins: NamedDependency[Logins],
+        authenticator: NamedDependency[Authenticator],
+        settings: NamedDependency[Settings],
+    ) -> Response[SessionView]:
+        """The token travels behind the # of the link's address, which browsers send to nobody."""
+        return _begun(await logins.with_link(data.token, client_address(request, authenticator.proxies)), settings)
 
     @delete(status_code=204, summary="Log out")
     async def log_out(
@@ -132,6 +146,12 @@ class SessionController(Controller):
         login = await logins.begin(user, "oidc")
         gone = Cookie(TRIP_COOKIE, value="", max_age=0, httponly=True)
         return Redirect(CONSOLE, status_code=302, cookies=[_session_cookie(login, settings), gone])
+
+
+def _begun(login: Login, settings: Settings) -> Response[SessionView]:
+    user = login.user
+    view = SessionView(user.id, user.tenant_id, user.email, user.name, user.role, csrf_token(login.token))
+    return Response(view, cookies=[_session_cookie(login, settings)])
 
 
 def _session_cookie(login: Login, settings: Settings) -> Cookie:

@@ -60,6 +60,24 @@ class Session(TenantScoped, Base):
     expires_at: Mapped[datetime]
 
 
+class SignInLink(TenantScoped, Base):
+    """A link that logs a person in once, kept as the SHA-256 of its token's 256 random bits."""
+
+    __tablename__ = "sign_in_links"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    expires_at: Mapped[datetime]
+
+
+class LoginFailure(Base):
+    """An attempt to log in that failed or is not over yet. `name`: the SHA-256 of an account or an address."""
+
+    __tablename__ = "login_failures"
+
+    name: Mapped[str] = mapped_column(String(64), index=True)
+
+
 class ApiKey(Limited, TenantScoped, Base):
     """A key is kept as the SHA-256 of its 256 random bits: no salt or slow hash is needed at that entropy.
 
@@ -84,6 +102,30 @@ class ApiKey(Limited, TenantScoped, Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+
+
+class Matter(TenantScoped, Base):
+    """What a label stands for. Who holds the parent holds the children. A closed matter takes no more documents."""
+
+    __tablename__ = "matters"
+    __table_args__ = (UniqueConstraint("tenant_id", "label"),)
+
+    label: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(200))
+    description: Mapped[str] = mapped_column(String(2000), default="")
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("matters.id"), index=True)
+    closed_at: Mapped[datetime | None]
+
+
+class MatterMember(TenantScoped, Base):
+    """`access`: allow, or deny: an ethical wall, which wins over everything that would let the person in."""
+
+    __tablename__ = "matter_members"
+    __table_args__ = (UniqueConstraint("matter_id", "user_id"),)
+
+    matter_id: Mapped[UUID] = mapped_column(ForeignKey("matters.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    access: Mapped[str] = mapped_column(String(5))
 
 
 class Budget(TenantScoped, Base):

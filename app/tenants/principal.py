@@ -58,7 +58,9 @@ class BudgetLimit:
 
 @dataclass(frozen=True)
 class Principal:
-    """A tenant's key or person at work. `labels` are the matters held; `models` and `networks`: empty means any."""
+    """A tenant's key or person at work. `labels` are the matters held, inherited ones included and without those behind
+    an ethical wall, which are `denied`; `models` and `networks`: empty means any.
+    """
 
     tenant_id: UUID
     tenant: str
@@ -74,6 +76,14 @@ class Principal:
     role: str = "service"
     models: frozenset[str] = frozenset()
     networks: tuple[str, ...] = ()
+    denied: frozenset[str] = frozenset()
+
+    @property
+    def owner_id(self) -> UUID:
+        """Whose the things are that are nobody else's: the person's, through whatever key; else the key's."""
+        owner = self.user_id or self.key_id
+        assert owner is not None, "a principal is a person or a key"
+        return owner
 
     def may_use(self, model: str) -> bool:
         """Whether the key's list of models, if it has one, names the model."""

@@ -16,12 +16,12 @@ class Role(StrEnum):
     SERVICE = "service"
 
 
-_WORK = frozenset({Scope.CHAT, Scope.ANSWERS, Scope.DOCUMENTS_READ, Scope.DOCUMENTS_WRITE})
-_ADMIN = _WORK | {Scope.KEYS, Scope.USAGE, Scope.ADMIN}
+WORK = frozenset({Scope.CHAT, Scope.ANSWERS, Scope.DOCUMENTS_READ, Scope.DOCUMENTS_WRITE})
+_ADMIN = WORK | {Scope.KEYS, Scope.USAGE, Scope.ADMIN}
 SCOPES: dict[Role, frozenset[Scope]] = {
     Role.OWNER: _ADMIN,
     Role.ADMIN: _ADMIN,
-    Role.MEMBER: _WORK,
+    Role.MEMBER: WORK,
     Role.VIEWER: frozenset({Scope.DOCUMENTS_READ, Scope.USAGE}),
     Role.SERVICE: frozenset(),  # a key's scopes are its own
 }

@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,8 @@ from app.tenants import audit
 from app.tenants.address import Network, networks_of
 from app.tenants.models import ApiKey, Budget, Limited, Tenant, User
 from app.tenants.principal import LABEL, Allowance, BudgetLimit, Principal, Scope, Window
-from app.tenants.roles import Role, scopes_of
+from app.tenants.rights import Held, held
+from app.tenants.roles import WORK, Role, scopes_of
 
 KEY_PREFIX = "prc_"
 SHOWN = 12  # characters of a key that may be shown and searched for
@@ -143,12 +144,33 @@ async def rotate_key(
     return NewKey(key, secret)
 
 
+async def principal_within(session: AsyncSession, operator: Principal, tenant_id: str) -> Principal:
+    """The operator in another tenant, without its matters and without the rights to its content. Raises NotFound."""
+    try:
+        tenant = await session.get(Tenant, UUID(tenant_id))
+    except ValueError:
+        tenant = None
+    if tenant is None:
+        raise NotFound(f"There is no tenant {tenant_id}.")
+    return replace(
+        operator,
+        tenant_id=tenant.id,
+        tenant=tenant.name,
+        scopes=operator.scopes - WORK,
+        labels=frozenset(),
+        tenant_allowance=allowance_of(tenant),
+        budgets=(),
+        regions=frozenset(tenant.regions),
+        privileged=tenant.privileged,
+    )
+
+
 async def find_principal(session: AsyncSession, secret: str) -> Principal | None:
     """The principal of a valid key; None for unknown, revoked and expired ones. Hashes before it asks."""
     digest = hash_key(secret)
     row = (
         await session.execute(
-            select(ApiKey, Tenant, User.disabled_at)
+            select(ApiKey, Tenant, User)
             .join(Tenant, Tenant.id == ApiKey.tenant_id)
             .join(User, User.id == ApiKey.user_id, isouter=True)
             .where(or_(ApiKey.hash == digest, ApiKey.previous_hash == digest))
@@ -156,17 +178,44 @@ async def find_principal(session: AsyncSession, secret: str) -> Principal | None
     ).first()
     if row is None:
         return None
-    key, tenant, maker_disabled = row
-    if not _valid(key, digest) or maker_disabled:
+    key, tenant, maker = row
+    if not (key.hash == digest or _in_grace(key)) or not _valid(key, maker):
         return None
     await _used(session, key)
+    return await _principal_of_key(session, key, tenant, maker)
+
+
+async def renewed(session: AsyncSession, principal: Principal) -> Principal | None:
+    """The same caller with the rights of now; None when the key or the person may not act any more."""
+    if principal.key_id is None:
+        user = await session.get(User, principal.user_id)
+        return await principal_of_user(session, user) if user and not user.disabled_at else None
+    query = (
+        select(ApiKey, Tenant, User)
+        .join(Tenant, Tenant.id == ApiKey.tenant_id)
+        .join(User, User.id == ApiKey.user_id, isouter=True)
+        .where(ApiKey.id == principal.key_id)
+    )
+    row = (await session.execute(query)).first()
+    if row is None or not _valid(row[0], row[2]):
+        return None
+    return await _principal_of_key(session, *row)
+
+
+async def _principal_of_key(session: AsyncSession, key: ApiKey, tenant: Tenant, maker: User | None) -> Principal:
+    """A key never holds more than the person who made it holds now."""
+    rights = await held(session, key.tenant_id, key.labels)
+    if maker:
+        own = await held(session, key.tenant_id, maker.labels, maker.id)
+        rights = Held(rights.labels & own.labels, own.denied)
     return Principal(
         tenant_id=key.tenant_id,
         tenant=tenant.name,
         key_id=key.id,
         user_id=key.user_id,
         scopes=frozenset(key.scopes),
-        labels=frozenset(key.labels),
+        labels=rights.labels,
+        denied=rights.denied,
         tenant_allowance=allowance_of(tenant),
         allowance=allowance_of(key),
         budgets=await find_budgets(session, key.tenant_id, key.id, key.user_id),
@@ -181,13 +230,15 @@ async def find_principal(session: AsyncSession, secret: str) -> Principal | None
 async def principal_of_user(session: AsyncSession, user: User) -> Principal:
     """A person who is logged in."""
     tenant = await session.get_one(Tenant, user.tenant_id)
+    rights = await held(session, user.tenant_id, user.labels, user.id)
     return Principal(
         tenant_id=user.tenant_id,
         tenant=tenant.name,
         key_id=None,
         user_id=user.id,
         scopes=scopes_of(user.role, operator=user.operator),
-        labels=frozenset(user.labels),
+        labels=rights.labels,
+        denied=rights.denied,
         tenant_allowance=allowance_of(tenant),
         budgets=await find_budgets(session, user.tenant_id, None, user.id),
         regions=frozenset(tenant.regions),
@@ -196,11 +247,13 @@ async def principal_of_user(session: AsyncSession, user: User) -> Principal:
     )
 
 
-def _valid(key: ApiKey, digest: str) -> bool:
-    at = now()
-    if key.revoked_at or (key.expires_at and key.expires_at <= at):
-        return False
-    return key.hash == digest or (key.previous_until is not None and key.previous_until > at)
+def _valid(key: ApiKey, maker: User | None) -> bool:
+    expired = key.expires_at is not None and key.expires_at <= now()
+    return not (key.revoked_at or expired or (maker and maker.disabled_at))
+
+
+def _in_grace(key: ApiKey) -> bool:
+    return key.previous_until is not None and key.previous_until > now()
 
 
 async def _used(session: AsyncSession, key: ApiKey) -> None:

@@ -3,8 +3,6 @@
 import hashlib
 import hmac
 import secrets
-import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -14,15 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.config import AuthSettings
 from app.db import Database, now
-from app.errors import RateLimited, Unauthenticated
+from app.errors import Unauthenticated
 from app.tenants import audit
-from app.tenants.models import Session, User
+from app.tenants.failures import Failures
+from app.tenants.models import Session, SignInLink, User
 from app.tenants.passwords import Passwords
 from app.tenants.principal import Principal
 from app.tenants.service import hash_key, principal_of_user
 
-WINDOW_SECONDS = 300.0
-MAX_TRACKED = 100_000
+LINK_LIFETIME = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -33,60 +31,42 @@ class Login:
     user: User
 
 
-class Failures:
-    """Failed logins of the last five minutes by account and by address, in this process."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._seen: OrderedDict[str, list[float]] = OrderedDict()
-
-    def check(self, *names: str) -> None:
-        """Raise RateLimited where one of them has failed too often."""
-        at = time.monotonic()
-        for name in names:
-            recent = [then for then in self._seen.get(name, []) if at - then < WINDOW_SECONDS]
-            if len(recent) >= self._limit:
-                wait = WINDOW_SECONDS - (at - recent[0])
-                raise RateLimited("Too many failed logins; try again later.", retry_after=wait)
-
-    def add(self, *names: str) -> None:
-        at = time.monotonic()
-        for name in names:
-            recent = [then for then in self._seen.pop(name, []) if at - then < WINDOW_SECONDS]
-            self._seen[name] = [*recent, at][-self._limit :]
-        while len(self._seen) > MAX_TRACKED:
-            self._seen.popitem(last=False)
-
-    def forgive(self, account: str, place: str) -> None:
-        """This one was right after all."""
-        self._seen.pop(account, None)
-        if self._seen.get(place):
-            self._seen[place].pop()
-
-
 class Logins:
     """Logging in with a password, and out again."""
 
     def __init__(self, database: Database, settings: AuthSettings) -> None:
         self._database = database
         self._lifetime = timedelta(hours=settings.session_hours)
-        self._failures = Failures(settings.login_attempts)
+        self._failures = Failures(database, settings.login_attempts)
         self.passwords = Passwords()
 
     async def with_password(self, email: str, password: str, address: str) -> Login:
         """Raises Unauthenticated, which does not tell why, and RateLimited after too many failures."""
         account, place = f"account:{email.lower()}", f"address:{address}"
-        self._failures.check(account, place)
-        # Counted before the hash is computed: many at once are not more than the limit either.
-        self._failures.add(account, place)
+        await self._failures.count(account, place)
         async with self._database.session() as session:
             user = await session.scalar(select(User).where(User.email == email.lower()))
         right = await self.passwords.verify(password, user.password_hash if user else None)
         if not right or user is None or user.disabled_at:
             await self._note_failure(user, address)
             raise Unauthenticated("Name or password is wrong.")
-        self._failures.forgive(account, place)
+        await self._failures.forgive(account, place)
         return await self.begin(user, "password")
+
+    async def with_link(self, token: str, address: str) -> Login:
+        """A link works once. Raises Unauthenticated, which does not tell why, and RateLimited."""
+        place = f"address:{address}"
+        await self._failures.count(place)
+        async with self._database.session() as session:
+            # One statement, so that of two browsers at once one alone is let in.
+            taken = delete(SignInLink).where(SignInLink.hash == hash_key(token), SignInLink.expires_at > now())
+            user_id = await session.scalar(taken.returning(SignInLink.user_id))
+            user = await session.get(User, user_id) if user_id else None
+            await session.commit()
+        if user is None or user.disabled_at:
+            raise Unauthenticated("This link was used already or has expired.")
+        await self._failures.forgive(place, place)
+        return await self.begin(user, "link")
 
     async def begin(self, user: User, how: str) -> Login:
         """A session for somebody who has proved who they are."""
@@ -117,9 +97,21 @@ class Logins:
             await session.commit()
 
 
+async def make_link(session: AsyncSession, user: User) -> str:
+    """A token that logs the person in once; links of theirs that were not used, and all expired ones, end."""
+    token = secrets.token_urlsafe(32)
+    await session.execute(delete(SignInLink).where((SignInLink.user_id == user.id) | (SignInLink.expires_at < now())))
+    expires = now() + LINK_LIFETIME
+    session.add(SignInLink(tenant_id=user.tenant_id, user_id=user.id, hash=hash_key(token), expires_at=expires))
+    await audit.append(session, audit.CLI, "login.link", f"user:{user.id}", user.tenant_id, {})
+    await session.commit()
+    return token
+
+
 async def end_sessions(session: AsyncSession, user_id: UUID) -> None:
-    """All sessions of a person, in the caller's transaction."""
+    """All sessions of a person, and links to new ones, in the caller's transaction."""
     await session.execute(delete(Session).where(Session.user_id == user_id))
+    await session.execute(delete(SignInLink).where(SignInLink.user_id == user_id))
 
 
 async def find_session(session: AsyncSession, token: str) -> Principal | None:

@@ -8,10 +8,11 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import get_owned, now, owned
-from app.errors import Conflict, InvalidRequest
+from app.errors import Conflict, Forbidden, InvalidRequest
 from app.tenants import audit
 from app.tenants.models import User
 from app.tenants.principal import LABEL, Principal
+from app.tenants.rights import held
 from app.tenants.roles import OF_PEOPLE, Role, require_change
 from app.tenants.service import flush
 from app.tenants.sessions import end_sessions
@@ -94,6 +95,9 @@ async def set_password(
     user = await get_owned(session, User, tenant_id, user_id)
     if actor and actor.user_id != user.id:
         require_change(actor, user.id, user.role, {"disabled": False})
+        beyond = await held(session, tenant_id, user.labels, user.id)
+        if beyond.labels & actor.denied:  # who could log in as somebody else would be past the wall
+            raise Forbidden("This person holds a matter that is denied to you.")
     user.password_hash = password_hash
     await end_sessions(session, user.id)
     await _noted(session, actor, "user.password", user, {})

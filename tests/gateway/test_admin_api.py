@@ -102,6 +102,20 @@ async def test_usage_sums_to_the_ledger_and_the_requests(office: Site) -> None:
         assert (await office.client.get("/api/v1/usage", params=wrong, headers=headers)).status_code == 400
 
 
+async def test_usage_of_every_tenant_is_the_operators_alone(office: Site) -> None:
+    one, other = await office.headers("usage-one"), await office.headers("usage-other")
+    await ask(office, one)
+    await ask(office, other)
+    running = await office.headers("running", scopes=frozenset(Scope))
+    usage = await fetch(office, "usage", running, group="tenant")
+    names = {tenant["id"]: tenant["name"] for tenant in (await fetch(office, "tenants", running))["tenants"]}
+    seen = {names[bucket["group"]]: bucket["amount_micros"] for bucket in usage["buckets"]}
+    assert seen["usage-one"] == seen["usage-other"] == 9
+    assert usage["total_micros"] == sum(bucket["amount_micros"] for bucket in usage["buckets"])
+    refused = await office.client.get("/api/v1/usage", params={"group": "tenant"}, headers=one)
+    assert refused.status_code == 403
+
+
 async def test_series(office: Site) -> None:
     headers = await office.headers("series")
     await ask(office, headers)

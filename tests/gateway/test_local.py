@@ -202,8 +202,8 @@ async def test_what_the_engine_says_of_itself(local: Site) -> None:
     state = (await local.client.get("/api/v1/engine/state", headers=headers)).json()
     assert state["unhealthy"] is None and state["stats"]["total_blocks"] == state["load"]["total_blocks"] > 0
     blocks = (await local.client.get("/api/v1/engine/blocks", headers=headers)).json()
-    assert blocks["total"] == sum(count for _, count in blocks["runs"]) == state["stats"]["total_blocks"]
-    assert {name for name, _ in blocks["runs"]} <= {"free", "cached", "used", "pinned"}
+    assert blocks["total"] == sum(count for _, count, _ in blocks["runs"]) == state["stats"]["total_blocks"]
+    assert {name for name, _, _ in blocks["runs"]} <= {"free", "cached", "used", "pinned"}
 
 
 async def test_the_engine_forecasts_for_routing(local: Site) -> None:

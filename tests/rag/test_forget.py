@@ -16,7 +16,7 @@ from app.config import EngineSettings, RouteSettings, Settings, TargetSettings
 from app.db import Database
 from app.errors import Conflict
 from app.gateway.providers.local import LocalProvider
-from app.rag.answers import AnswerDelta
+from app.rag.answers import AnswerDelta, OpenAnswer
 from app.rag.documents import Filed, Upload
 from app.rag.schemas import AnswerRequest
 from app.services import Services, open_services
@@ -34,7 +34,9 @@ def settings(folder: Path) -> Settings:
     model = tiny_model(folder / "model", max_positions=16384)
     engine = EngineSettings(model=str(model), served_name="tiny", threads=1, kv_cache_bytes=2**25, max_draft_tokens=0)
     slow = TargetSettings(name="slow", provider="fake", options=f"text={'word ' * 400},delay_ms=5")
-    made = fake_settings(folder, engine=engine, targets=(slow,), routes=(RouteSettings("slow", ("slow",)),))
+    echo = TargetSettings(name="echo", provider="fake", options="delay_ms=1")
+    routes = (RouteSettings("slow", ("slow",)), RouteSettings("echo", ("echo",)))
+    made = fake_settings(folder, engine=engine, targets=(slow, echo), routes=routes)
     return dataclasses.replace(made, rag=dataclasses.replace(made.rag, min_confidence=0.0, max_answer_tokens=4000))
 
 
@@ -151,3 +153,83 @@ async def test_searches_beside_a_deletion_never_find_it_afterwards(firm: Service
     deleted.set()
     asked += [asyncio.create_task(stale()) for _ in range(10)]
     assert (True, True) not in await asyncio.gather(*asked)
+
+
+@dataclasses.dataclass
+class Canaries:
+    """Documents with a word of their own each, questions beside their deletion, and what was heard of them.
+
+    `stale`: words that were heard after their document's deletion, or replacement, had been answered.
+    """
+
+    firm: Services
+    who: Principal
+    words: dict[str, UUID]
+    gone: set[str] = dataclasses.field(default_factory=set)
+    stale: list[str] = dataclasses.field(default_factory=list)
+    said: int = 0
+    ended: int = 0
+    stop: bool = False
+
+    def judge(self, text: str) -> None:
+        self.said += any(word in text for word in self.words)
+        self.stale += [word for word in self.gone if word in text]
+
+    async def asks(self, conversation: UUID, number: int) -> None:
+        """The model repeats what it reads."""
+        request = AnswerRequest(question="How much is the monthly rent of the office?", model="echo")
+        while not self.stop:
+            try:
+                opened = await (
+                    self.firm.conversations.ask(self.who, conversation, request)
+                    if number % 3 == 0
+                    else self.firm.answers.open(self.who, request)
+                )
+                async for event in opened.events():
+                    self.judge(event.text if isinstance(event, AnswerDelta) else "")
+            except Conflict:
+                self.ended += 1
+            for turn in (await self.firm.conversations.history(self.who, conversation)).turns:
+                self.judge(str(turn.answer))
+
+    async def run(self, deletions: int) -> list[str]:
+        """The turns that are left, as text."""
+        conversation = await self.firm.conversations.create(self.who, "canaries")
+        asking = [asyncio.create_task(self.asks(conversation.id, number)) for number in range(6)]
+        for position, (word, document) in enumerate(list(self.words.items())[:deletions]):
+            await asyncio.sleep(0.05)
+            await take_away(self.firm, self.who, document, "replace" if position % 4 == 3 else "delete")
+            self.gone.add(word)
+        self.stop = True
+        await asyncio.gather(*asking)
+        return [str(turn) for turn in (await self.firm.conversations.history(self.who, conversation.id)).turns]
+
+
+async def canaries(firm: Services, name: str, count: int) -> Canaries:
+    who, words = await principal(firm, name), {}
+    for word in [f"zeppelin{number:02d}" for number in range(count)]:
+        words[word] = await file(firm, who, f"{word}.txt", LEASE.replace("office", f"{word} office"))
+    return Canaries(firm, who, words)
+
+
+async def test_no_word_is_said_after_the_commit_under_concurrent_questions(firm: Services) -> None:
+    """Documents go one after the other; from then on none of them is named in a delta or a turn."""
+    heard = await canaries(firm, "canaries", 16)
+    turns = await heard.run(12)
+    assert heard.said > 100 and heard.ended > 0, "the canaries must be said, and answers must be hit"
+    assert heard.stale == []
+    assert turns and not any(word in turn for turn in turns for word in heard.gone)
+
+
+async def test_the_canaries_are_heard_where_nobody_watches_the_answers(
+    firm: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control of the test before."""
+
+    async def nobody(_answer: OpenAnswer) -> None:
+        return None
+
+    monkeypatch.setattr(OpenAnswer, "_require_sources", nobody)
+    heard = await canaries(firm, "unwatched", 8)
+    await heard.run(6)
+    assert heard.stale

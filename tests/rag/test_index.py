@@ -6,24 +6,39 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from app.errors import ConfigurationError, Unavailable
 from app.rag.chunking import Chunk
 from app.rag.edge import EdgeIndex
-from app.rag.index import Hit, IndexPoint, SearchFilter, VectorIndex
+from app.rag.index import KINDS, Hit, IndexPoint, SearchFilter, VectorIndex
 from app.rag.points import DocumentVersion, chunk_points, document_point
+from app.rag.qdrant import QdrantIndex
 from tests.rag.conftest import WordEmbedder
+from tests.servers import free_port, qdrant_server
 
 TEXT = "The initial term is three years. Governed by the laws of Delaware."
 ATOMS = ("alpha", "beta", "gamma")
 LABEL_SETS = [frozenset(c) for size in range(4) for c in itertools.combinations(ATOMS, size)]
 
 
-@pytest.fixture
-def index(tmp_path: Path, words: WordEmbedder) -> Iterator[VectorIndex]:
-    opened = EdgeIndex(tmp_path / "index", words.dimension, model=words.name)
+@pytest.fixture(scope="module")
+def qdrant_url() -> Iterator[str]:
+    with qdrant_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["edge", "qdrant"])
+def index(
+    request: pytest.FixtureRequest, tmp_path: Path, words: WordEmbedder, qdrant_url: str
+) -> Iterator[EdgeIndex | QdrantIndex]:
+    opened: EdgeIndex | QdrantIndex
+    if request.param == "edge":
+        opened = EdgeIndex(tmp_path / "index", words.dimension, model=words.name)
+    else:
+        opened = QdrantIndex(qdrant_url, words.dimension, model=f"{words.name}-{uuid4().hex}")
     yield opened
     opened.close()
 
@@ -62,7 +77,7 @@ def _ids(hits: tuple[Hit, ...]) -> set[str]:
 
 @pytest.mark.parametrize("optimized", [False, True])
 def test_every_leg_shows_exactly_what_the_caller_may_see(
-    index: EdgeIndex, words: WordEmbedder, optimized: bool
+    index: EdgeIndex | QdrantIndex, words: WordEmbedder, optimized: bool
 ) -> None:
     for tenant in ("t1", "t2"):
         for labels in LABEL_SETS:
@@ -126,6 +141,45 @@ def test_coverage_is_the_share_of_the_weight_found(index: VectorIndex, words: Wo
     assert index.coverage([], terms) == {}
 
 
+def test_scan_hands_over_what_store_takes(index: VectorIndex, tmp_path: Path, words: WordEmbedder) -> None:
+    for n in range(5):
+        put(index, words, f"d{n}", labels=frozenset({"alpha"}))
+    other = EdgeIndex(tmp_path / "other", words.dimension, model=words.name)
+    for kind in KINDS:
+        after: str | None = None
+        while True:
+            points, after = index.scan(kind, after, 3)
+            other.store(points)
+            if after is None:
+                break
+    where = SearchFilter("t1", frozenset({"alpha"}))
+    assert other.count(kind=None) == index.count(kind=None) == 15
+    for kind in KINDS:
+        legs = [
+            one.search(words.embed_query("term"), {"delaware": 1.0, "term": 0.5}, where, 50, kind=kind)
+            for one in (index, other)
+        ]
+        for mine, theirs in ((legs[0].dense, legs[1].dense), (legs[0].sparse, legs[1].sparse)):
+            scores = [{hit.chunk_id: hit.score for hit in hits} for hits in (mine, theirs)]
+            assert scores[0] and scores[0] == pytest.approx(scores[1], rel=1e-3)
+    other.close()
+
+
+def test_a_server_that_is_away_or_refuses_is_said_so(words: WordEmbedder) -> None:
+    with pytest.raises(Unavailable, match="does not answer"):
+        QdrantIndex(f"http://127.0.0.1:{free_port()}", words.dimension, timeout_seconds=1)
+    with qdrant_server("secret") as url:
+        with pytest.raises(ConfigurationError, match="refuses the key"):
+            QdrantIndex(url, words.dimension, api_key="other")
+        opened = QdrantIndex(url, words.dimension, api_key="secret")
+        with pytest.raises(ConfigurationError, match="not made"):
+            opened._require(12)
+        assert opened.snapshot().endswith(".snapshot")
+        opened.close()
+    with pytest.raises(Unavailable, match="closed"):
+        opened.count()
+
+
 def test_points_survive_reopening(tmp_path: Path, words: WordEmbedder) -> None:
     first = EdgeIndex(tmp_path, words.dimension, model=words.name)
     put(first, words, "a", labels=frozenset({"alpha"}))
@@ -161,6 +215,20 @@ def test_folder_has_one_owner_and_one_model(tmp_path: Path, words: WordEmbedder)
     with pytest.raises(ConfigurationError, match="built with"):
         EdgeIndex(tmp_path, 12, model="other")
     EdgeIndex(tmp_path, words.dimension, model=words.name).close()
+
+
+def test_a_stopped_index_is_opened_and_optimized(tmp_path: Path, words: WordEmbedder) -> None:
+    with pytest.raises(ConfigurationError, match="no index"):
+        EdgeIndex.existing(tmp_path / "none")
+    index = EdgeIndex(tmp_path, words.dimension, model=words.name)
+    put(index, words, "a")
+    with pytest.raises(ConfigurationError, match="Qdrant server"):
+        EdgeIndex.existing(tmp_path)
+    index.close()
+    again = EdgeIndex.existing(tmp_path)
+    again.optimize()
+    assert all(shown == {"a"} for shown in seen(again, words, SearchFilter("t1", frozenset())).values())
+    again.close()
 
 
 def test_searches_and_updates_run_side_by_side(index: VectorIndex, words: WordEmbedder) -> None:

@@ -1,19 +1,26 @@
 """People: roles by field, passwords, sessions with CSRF, and what ends at once."""
 
 import asyncio
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from sqlalchemy import delete, update
 
+from app import migrate
+from app.db import Database, now
 from app.errors import RateLimited
 from app.tenants import service, users
 from app.tenants.auth import COOKIE, Authenticator
+from app.tenants.failures import Failures
+from app.tenants.models import LoginFailure
 from app.tenants.passwords import Passwords
 from app.tenants.principal import Scope
 from app.tenants.roles import SCOPES, Role
-from app.tenants.sessions import Failures, csrf_token
+from app.tenants.sessions import csrf_token
 from tests.conftest import Site
 
 PASSWORD = "correct horse battery"
@@ -69,21 +76,49 @@ async def test_a_wrong_name_and_a_wrong_password_look_the_same(site: Site) -> No
 async def test_failed_logins_are_limited_by_account(site: Site) -> None:
     _, email = await person(site, "people")
     limit = site.services.settings.auth.login_attempts
-    site.services.logins._failures = Failures(limit)
+    await forgotten(site)
     for _ in range(limit):
         assert (await log_in(site, email, "wrong password!")).status_code == 401
     refused = await log_in(site, email)
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
-    site.services.logins._failures = Failures(limit)
+    await forgotten(site)
 
 
-def test_failures_are_counted_by_address_too() -> None:
-    failures = Failures(2)
-    failures.add("account:a", "address:1")
-    failures.add("account:b", "address:1")
-    failures.check("account:a", "address:2")
+async def forgotten(site: Site) -> None:
+    async with site.services.database.session() as session:
+        await session.execute(delete(LoginFailure))
+        await session.commit()
+
+
+async def test_failures_are_counted_by_address_too_and_by_all_replicas_alike(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    await migrate.upgrade(database)
+    one, other = Failures(database, 2), Failures(database, 2)
+    await one.count("account:a", "address:1")
+    await other.count("account:b", "address:1")
+    await one.count("account:a", "address:2")
     with pytest.raises(RateLimited):
-        failures.check("account:c", "address:1")
+        await one.count("account:c", "address:1")
+    await one.forgive("account:b", "address:1")
+    await other.count("account:b", "address:1")
+    with pytest.raises(RateLimited):
+        await one.count("account:b", "address:1")
+    await database.close()
+
+
+async def test_who_was_right_starts_anew_and_old_failures_are_forgotten(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    await migrate.upgrade(database)
+    failures = Failures(database, 1)
+    for _ in range(5):
+        await failures.count("account:a", "address:1")
+        await failures.forgive("account:a", "address:1")
+    await failures.count("account:a", "address:1")
+    async with database.session() as session:
+        await session.execute(update(LoginFailure).values(created_at=now() - timedelta(minutes=6)))
+        await session.commit()
+    await failures.count("account:a", "address:1")
+    await database.close()
 
 
 async def test_a_session_needs_its_csrf_token_to_change_things(site: Site) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from app.engine import AsyncEngine, EngineStats, TokenSegment
     from app.engine.config import KernelChoice
     from app.engine.facts import EngineLoad
+    from app.engine.prefix import Label, LabelCount
+    from app.engine.spec.counts import SpeculationCounts
     from app.gateway.providers.local_request import Prompt, RequestBuilder
 
 # Requests in flight may finish for so long when the process stops.
@@ -155,9 +157,25 @@ class LocalProvider:
         """What runs and waits, and how fast steps are. Raises UpstreamError before start()."""
         return self._ready()[0].load()
 
-    def block_runs(self) -> list[tuple[str, int]]:
-        """The KV blocks by number as runs of one state. Raises UpstreamError before start()."""
-        return self._ready()[0].engine.pool.runs()
+    def block_runs(self) -> list[tuple[str, int, int]]:
+        """The KV blocks by number as runs of one state and owner. Raises UpstreamError before start()."""
+        from app.engine.inside import owned_runs
+
+        return owned_runs(self._ready()[0].engine.scheduler)
+
+    def waiting_for(self) -> dict[str, int]:
+        """Waiting requests by what they wait for. Raises UpstreamError before start()."""
+        from app.engine.inside import waiting_for
+
+        return waiting_for(self._ready()[0].engine.scheduler)
+
+    def accepted(self) -> "SpeculationCounts":
+        """What drafts brought since the start. Raises UpstreamError before start()."""
+        return self._ready()[0].engine.speculator.totals
+
+    def label_counts(self) -> "dict[Label, LabelCount]":
+        """Prompt tokens and prefix cache hits by access label. Raises UpstreamError before start()."""
+        return self._ready()[0].label_counts()
 
     async def count_tokens(self, request: ChatRequest) -> int | None:
         """Exact: the chat template's own tokens are counted too."""

@@ -1,9 +1,9 @@
 """Bytes of a file → `ParsedDocument`. Input is untrusted: sizes are bounded, nothing is fetched, nothing is run."""
 
 from app.errors import UnreadableDocument
-from app.rag.parsing import docx, html, pdf, text
+from app.rag.parsing import docx, html, mail, pdf, text
 from app.rag.parsing.document import Heading, Page, ParsedDocument
-from app.rag.parsing.media import DOCX, HTML, MARKDOWN, PDF, TEXT, detect
+from app.rag.parsing.media import DOCX, EML, HTML, MARKDOWN, PDF, TEXT, detect
 
 __all__ = ["MAX_CHARACTERS", "Heading", "Page", "ParsedDocument", "detect", "parse"]
 
@@ -15,13 +15,14 @@ _READERS = {
     HTML: html.read,
     MARKDOWN: text.read_markdown,
     TEXT: text.read_text,
+    EML: mail.read,
 }
 
 
 def parse(
     data: bytes, filename: str, media_type: str | None = None, *, max_characters: int = MAX_CHARACTERS
 ) -> ParsedDocument:
-    """Read a PDF, DOCX, HTML, Markdown or text file.
+    """Read a PDF, DOCX, HTML, Markdown, EML or text file.
 
     Raises UnsupportedMediaType for what we cannot read at all, and UnreadableDocument with the reason for an
     empty, encrypted, corrupt, scanned or oversized file.

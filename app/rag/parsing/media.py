@@ -11,6 +11,7 @@ DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 HTML = "text/html"
 MARKDOWN = "text/markdown"
 TEXT = "text/plain"
+EML = "message/rfc822"
 
 _BY_EXTENSION = {
     ".pdf": PDF,
@@ -23,8 +24,9 @@ _BY_EXTENSION = {
     ".markdown": MARKDOWN,
     ".txt": TEXT,
     ".text": TEXT,
+    ".eml": EML,
 }
-_BY_CLAIM = {PDF: PDF, DOCX: DOCX, HTML: HTML, "application/xhtml+xml": HTML, MARKDOWN: MARKDOWN, TEXT: TEXT}
+_BY_CLAIM = {PDF: PDF, DOCX: DOCX, HTML: HTML, "application/xhtml+xml": HTML, MARKDOWN: MARKDOWN, TEXT: TEXT, EML: EML}
 _BINARY = (PDF, DOCX)
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # old Office files, and the envelope of encrypted new ones
 _ENCRYPTED_PACKAGE = "EncryptedPackage".encode("utf-16-le")
@@ -39,6 +41,8 @@ def detect(data: bytes, filename: str, media_type: str | None = None) -> str:
     """
     name = PurePath(filename)
     by_name = _BY_EXTENSION.get(name.suffix.lower())
+    if by_name == EML:  # a message may begin with anything, and carries other formats inside
+        return EML
     found = _by_content(data, filename)
     if found:
         return found
@@ -50,7 +54,7 @@ def detect(data: bytes, filename: str, media_type: str | None = None) -> str:
     if not name.suffix and b"\0" not in data[:_SNIFFED]:
         return TEXT
     raise UnsupportedMediaType(
-        f"{filename!r} cannot be read; PDF, DOCX, HTML, Markdown and plain text can.", filename=filename
+        f"{filename!r} cannot be read; PDF, DOCX, HTML, Markdown, EML and plain text can.", filename=filename
     )
 
 
