@@ -67,6 +67,10 @@ class Metrics:
         self._requests = self._meter.create_counter("precedent.requests", "{request}", "By target and how they ended.")
         self._fallbacks = self._meter.create_counter("precedent.fallbacks", "{attempt}", "Targets that did not answer.")
         self._cache = self._meter.create_counter("precedent.cache.lookups", "{lookup}", "By cache and outcome.")
+        self._overhead = self._histogram("precedent.overhead.duration", "s", STAGE)
+        self._slo = self._meter.create_counter("precedent.slo", "{request}", "Answers by whether they came in time.")
+        self._ttft_within = settings.slo_ttft_ms / 1e3
+        self._per_token_within = settings.slo_per_token_ms / 1e3
         self._cost = self._meter.create_counter("precedent.cost", "{USD}", "What requests cost, in US dollars.")
 
     def _histogram(self, name: str, unit: str, borders: Sequence[float]) -> Histogram:
@@ -84,12 +88,15 @@ class Metrics:
         cost_micros: int,
         first_delta_ms: float,
         total_ms: float,
+        overhead_ms: float,
         timings_ms: Mapping[str, float],
     ) -> None:
-        """A request has ended. first_delta_ms 0: nothing came. timings_ms: its stages, see telemetry.Stages."""
+        """A request has ended. first_delta_ms 0: nothing came. overhead_ms: of our own, before any target was asked.
+        timings_ms: its stages, see telemetry.Stages."""
         by = {"gen_ai.request.model": model, "precedent.target": target}
         self._requests.add(1, by | {"status": status})
         self._duration.record(total_ms / 1e3, by)
+        self._overhead.record(overhead_ms / 1e3)
         if fallbacks:
             self._fallbacks.add(fallbacks, by)
         if cost_micros:
@@ -98,15 +105,28 @@ class Metrics:
             self._stage.record(milliseconds / 1e3, {"stage": stage})
         if not first_delta_ms:
             return
+        first = (overhead_ms + first_delta_ms) / 1e3
+        per_token = max(0.0, total_ms / 1e3 - first) / max(1, completion_tokens - 1)
         self._ttft.record(first_delta_ms / 1e3, by)
         if completion_tokens > 1:
-            self._per_token.record((total_ms - first_delta_ms) / 1e3 / (completion_tokens - 1), by)
+            self._per_token.record(per_token, by)
+        met = first <= self._ttft_within and per_token <= self._per_token_within
+        self._slo.add(1, by | {"met": "true" if met else "false"})
         for kind, tokens in (("input", prompt_tokens), ("output", completion_tokens)):
             self._usage.record(tokens, by | {"gen_ai.token.type": kind})
 
     def cache(self, cache: str, outcome: str) -> None:
         """cache: exact or semantic.  outcome: hit, draft or miss."""
         self._cache.add(1, {"cache": cache, "outcome": outcome})
+
+    def watch(self, name: str, unit: str, value: Callable[[], float | None]) -> None:
+        """A gauge that is asked at each scrape; None: unknown."""
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            found = value()
+            return [] if found is None else [Observation(found)]
+
+        self._meter.create_observable_gauge(name, [observe], unit)
 
     def watch_engine(self, counts: Counts) -> None:
         """counts: the engine's own counters by name, asked at each scrape."""

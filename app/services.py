@@ -138,6 +138,8 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     limits = open_limits(settings.limits.redis_url, settings.limits.lease_seconds)
     stack.push_async_callback(limits.close)
     meter = Meter(limits, database, writer, settings.limits)
+    metrics.watch("precedent.limits.store_failures", "{failure}", lambda: limits.failures)
+    metrics.watch("precedent.log.pending", "{row}", lambda: writer.pending)
     stored = await catalog.read_stored(database, sealer)
     events = EventBus()
     cache = ExactCache(settings.cache.max_bytes)
@@ -235,6 +237,7 @@ async def _start_targets(services: Services) -> None:
             await provider.start()
             if isinstance(provider, LocalProvider):
                 services.metrics.watch_engine(partial(_counters, provider))
+                services.metrics.watch("precedent.engine.predicted_ttft", "ms", provider.queue_ms)
                 await _pin_policy(provider)
         except Exception as error:
             services.failures[name] = f"could not start: {error}"

@@ -31,9 +31,22 @@ def variable(section: str, name: str) -> str:
 
 
 def variables_of(environ: Mapping[str, str]) -> dict[str, str]:
-    return {
-        ALIASES.get(k, k): v for k, v in environ.items() if k.startswith("PRECEDENT_") and k not in CLIENT_VARIABLES
-    }
+    """Ours by name. X_FILE names a file that holds X, as container platforms hand in secrets."""
+    found = {}
+    for name, value in environ.items():
+        if not name.startswith("PRECEDENT_") or name in CLIENT_VARIABLES:
+            continue
+        if name.endswith("_FILE"):
+            name, value = name.removesuffix("_FILE"), _secret(name, Path(value))
+        found[ALIASES.get(name, name)] = value
+    return found
+
+
+def _secret(name: str, path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{name}: {path} cannot be read: {error.strerror}") from error
 
 
 def overrides(section: str, kind: type[Any], variables: dict[str, str]) -> dict[str, str]:

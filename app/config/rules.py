@@ -70,6 +70,11 @@ def validate_limits(limits: LimitSettings, log: LogSettings, targets: tuple[Targ
         raise ConfigurationError("[log] flush_seconds, max_pending and retention_days must be above 0")
 
 
+def validate_server(server: ServerSettings) -> None:
+    if server.role not in ("all", "gateway", "engine"):
+        raise ConfigurationError(f"[server] role must be all, gateway or engine, not {server.role!r}")
+
+
 def validate_cache(cache: CacheSettings) -> None:
     if cache.semantic_seconds < 0 or cache.semantic_entries < 1:
         raise ConfigurationError("[cache] semantic_seconds must not be negative, semantic_entries be at least 1")

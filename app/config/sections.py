@@ -14,6 +14,9 @@ def setting(default: Any, doc: str) -> Any:
 
 @dataclass(frozen=True)
 class ServerSettings:
+    role: str = setting(
+        "all", "all, gateway (everything but the engine) or engine (the engine alone, for gateways elsewhere)."
+    )
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(8800, "Port to listen on.")
     max_body_bytes: int = setting(64 * 2**20, "Largest request body in bytes; more is answered 413.")
@@ -39,6 +42,8 @@ class TelemetrySettings:
     otlp_endpoint: str = setting(
         "", "OTLP/HTTP endpoint for traces and metrics, such as http://localhost:4318; empty: none."
     )
+    slo_ttft_ms: float = setting(2000.0, "Within which a first token is good, in milliseconds; for precedent.slo.")
+    slo_per_token_ms: float = setting(100.0, "Within which each further token is good, on average, in milliseconds.")
     metrics_token: str = setting(
         "",
         "Bearer token for /metrics; empty: /metrics answers callers on this machine alone. Behind a proxy on the same "

@@ -1,8 +1,9 @@
 """Settings: frozen dataclasses, read once from `precedent.toml` and the environment.
 
 A value comes from the first of: environment variable, file, default. The variable of field `f` in section `s`
-is `PRECEDENT_S_F` in capitals; `PRECEDENT_MODEL` is short for `PRECEDENT_ENGINE_MODEL`. Targets, routes and prices are
-lists and come from the file alone. Every field carries its documentation, from which `docs/settings.md` is made.
+is `PRECEDENT_S_F` in capitals; `PRECEDENT_MODEL` is short for `PRECEDENT_ENGINE_MODEL`. A variable with `_FILE` behind
+its name names a file that holds the value. Targets, routes and prices are lists and come from the file alone. Every
+field carries its documentation, from which `docs/settings.md` is made.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from app.config.rules import (
     validate_limits,
     validate_price,
     validate_route,
+    validate_server,
     validate_target,
 )
 from app.config.sections import (
@@ -97,6 +99,7 @@ class Settings:
         for price in self.prices:
             validate_price(price)
         validate_limits(self.limits, self.log, self.targets)
+        validate_server(self.server)
         validate_cache(self.cache)
         validate_identity(self.auth, self.oidc, self.server)
         if not 0 <= self.auth.key_cache_seconds <= 1:
@@ -109,6 +112,22 @@ class Settings:
     @property
     def directory(self) -> Path:
         return Path(self.storage.directory)
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether the engine is in this process."""
+        return bool(self.engine.model) and self.server.role != "gateway"
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether this process searches and answers; without, neither index nor embedding model is loaded."""
+        return bool(self.rag.embedding_model) and self.server.role != "engine"
+
+    def as_role(self, role: str) -> "Settings":
+        """These settings for another role. Raises ConfigurationError."""
+        changed = dataclasses.replace(self, server=dataclasses.replace(self.server, role=role))
+        changed.validate()
+        return changed
 
 
 LISTS: dict[str, type[Any]] = {"targets": TargetSettings, "routes": RouteSettings, "prices": PriceSettings}

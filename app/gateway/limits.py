@@ -65,6 +65,9 @@ class Unseeded:
 
 
 class LimitStore(Protocol):
+    failures: int
+    """How often shared counters did not answer."""
+
     async def acquire(self, lease: str, draws: Sequence[Draw]) -> Granted | Refused | Unseeded:
         """Take everything or nothing. `lease` names the request; it ends in `settle`."""
         ...
@@ -88,6 +91,7 @@ class MemoryLimits:
     """Counters of one process. No await inside a decision, so that decisions are atomic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, lease_seconds: float = 1800.0) -> None:
+        self.failures = 0
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._rates: dict[str, _Rate] = {}

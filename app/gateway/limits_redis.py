@@ -156,6 +156,7 @@ class RedisLimits:
     """Raises RedisError or TimeoutError where Redis does not answer."""
 
     def __init__(self, url: str, lease_seconds: float = 1800.0) -> None:
+        self.failures = 0
         self._redis: Any = redis.Redis.from_url(url, socket_connect_timeout=DEADLINE_SECONDS)
         self._lease_ms = int(lease_seconds * 1000)
         self._acquire = self._redis.register_script(ACQUIRE)

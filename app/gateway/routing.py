@@ -62,9 +62,10 @@ class Router:
     """Holds targets and routes. The in-process engine is a target named `local` with a route under its served name."""
 
     def __init__(self, settings: Settings) -> None:
-        self.targets = {target.name: target for target in settings.targets}
-        self.routes = {route.model: route for route in settings.routes}
-        if settings.engine.model:
+        alone = settings.server.role == "engine"
+        self.targets = {} if alone else {target.name: target for target in settings.targets}
+        self.routes = {} if alone else {route.model: route for route in settings.routes}
+        if settings.has_engine:
             self.targets.setdefault(LOCAL, _local(settings))
             name = settings.engine.served_name
             self.routes.setdefault(name, RouteSettings(model=name, targets=(LOCAL,)))

@@ -171,6 +171,7 @@ class Gateway:
     async def _first_answer(self, targets: list[GuardedTarget], exchange: Exchange) -> ChatStream:
         record = exchange.record
         attempts: list[Attempt] = []
+        exchange.overhead_ms = (time.perf_counter() - exchange.started) * 1000
         for number, guarded in enumerate(targets, start=1):
             name = guarded.target.name
             started = time.perf_counter()
@@ -232,6 +233,7 @@ class Gateway:
             cost_micros=record.cost_micros,
             first_delta_ms=record.first_delta_ms,
             total_ms=record.total_ms,
+            overhead_ms=exchange.overhead_ms,
             timings_ms=exchange.stages.timings_ms,
         )
 

@@ -34,6 +34,8 @@ class Exchange:
         self.stages = stages
         self.reservation = Reservation(str(record.id))
         self.started = time.perf_counter()
+        self.overhead_ms = 0.0
+        """Of our own, before any target was asked."""
         self.cache_key: bytes | None = None
         """Under which a complete answer is kept; None: it is not."""
         self.cache_age: float | None = None
