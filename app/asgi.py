@@ -45,12 +45,12 @@ from app.gateway.controllers_engine import EngineController, watch
 from app.gateway.controllers_replica import ReplicaController
 from app.gateway.controllers_requests import RequestController, get_series, get_usage
 from app.gateway.controllers_routes import RouteController
-from app.rag.controllers import DocumentController, answer, search
-from app.rag.controllers_conversations import ConversationController
-from app.rag.controllers_evaluation import CaseController, give_feedback, list_feedback
-from app.rag.controllers_index import IndexController
-from app.rag.controllers_jobs import JobController
-from app.rag.controllers_rights import get_index_report, get_page_image, put_labels, repair_index
+from app.rag.api.conversations import ConversationController
+from app.rag.api.documents import DocumentController, answer, search
+from app.rag.api.evaluation import CaseController, give_feedback, list_feedback
+from app.rag.api.index import IndexController
+from app.rag.api.jobs import JobController
+from app.rag.api.rights import get_index_report, get_page_image, put_labels, repair_index
 from app.services import Services, open_services
 from app.tenants.auth import PUBLIC, provide_principal, requires_key
 from app.tenants.controllers import KeyController, me

@@ -151,7 +151,7 @@ def index_status() -> None:
 @index.command("optimize")
 def index_optimize() -> None:
     """Build the search structures of the embedded index anew, while the server is stopped."""
-    from app.rag.edge import EdgeIndex
+    from app.rag.index.edge import EdgeIndex
 
     opened = EdgeIndex.existing(Settings.load().directory / "index")
     console.print(f"{opened.count()} chunks; this takes about a second for each thousand that are new.")

@@ -19,23 +19,30 @@ from app.config import Settings, StorageSettings
 from app.db import Database
 from app.errors import InvalidRequest, Unavailable
 from app.jobs import FAILED, SUCCEEDED
-from app.rag.answer_metrics import (
+from app.rag.api.schemas import AnswerRequest
+from app.rag.documents.chunking import chunk
+from app.rag.documents.service import Filed, Upload
+from app.rag.evaluation.answer_metrics import (
     AnswerResult,
     EvalQuestion,
     load_questions,
     oracle_passages,
     summarise_answers,
 )
-from app.rag.chunking import chunk
-from app.rag.citation_metrics import evaluate_citations
-from app.rag.comparison import Configuration, by_query, compare, draw
-from app.rag.documents import Filed, Upload
-from app.rag.edge import EdgeIndex
-from app.rag.embedding import Embedder
-from app.rag.evaluation import ask_all, evaluate_retrieval, index_corpus, read_lines, read_queries, stratified
-from app.rag.retrieval import Retriever
-from app.rag.schemas import AnswerRequest
-from app.rag.search import Found
+from app.rag.evaluation.citation_metrics import evaluate_citations
+from app.rag.evaluation.comparison import Configuration, by_query, compare, draw
+from app.rag.evaluation.retrieval_metrics import (
+    ask_all,
+    evaluate_retrieval,
+    index_corpus,
+    read_lines,
+    read_queries,
+    stratified,
+)
+from app.rag.index.edge import EdgeIndex
+from app.rag.index.embedding import Embedder
+from app.rag.retrieval.retriever import Retriever
+from app.rag.retrieval.search import Found
 from app.services import Services, open_services
 from app.telemetry import Stages
 from app.tenants import service

@@ -27,24 +27,24 @@ from app.gateway.switchboard import Switchboard, build
 from app.gateway.writer import Writer
 from app.jobs import Handler, JobRunner
 from app.metrics import Metrics
-from app.rag.answer_log import AnswerLog
-from app.rag.answers import LEGAL_PROMPT, AnswerService
-from app.rag.background import Background
-from app.rag.conversations import Conversations
-from app.rag.documents import INGEST, DocumentService, FileStore
-from app.rag.embedding import Embedder
-from app.rag.erasure import FORGET
-from app.rag.feedback import EvaluationCases, FeedbackService
+from app.rag.answers.conversations import Conversations
+from app.rag.answers.feedback import EvaluationCases, FeedbackService
+from app.rag.answers.log import AnswerLog
+from app.rag.answers.pages import Pages
+from app.rag.answers.service import LEGAL_PROMPT, AnswerService
+from app.rag.documents.background import Background
+from app.rag.documents.erasure import FORGET
+from app.rag.documents.ingestion import Ingestion
+from app.rag.documents.job_control import JobControl
+from app.rag.documents.relabel import REINDEX, Reindexing, Relabelling
+from app.rag.documents.service import INGEST, DocumentService, FileStore
 from app.rag.forget import Forgetting
-from app.rag.ingestion import Ingestion
-from app.rag.job_control import JobControl
-from app.rag.moving import MovableIndex
-from app.rag.pages import Pages
-from app.rag.reconcile import Reconciler
-from app.rag.relabel import REINDEX, Reindexing, Relabelling
-from app.rag.retrieval import Retriever
-from app.rag.rights import Rights, label_in_use
-from app.rag.search import SearchService
+from app.rag.index.embedding import Embedder
+from app.rag.index.moving import MovableIndex
+from app.rag.index.reconcile import Reconciler
+from app.rag.retrieval.retriever import Retriever
+from app.rag.retrieval.rights import Rights, label_in_use
+from app.rag.retrieval.search import SearchService
 from app.rag.wiring import open_index, open_jobs, open_reranker
 from app.telemetry import logger
 from app.tenants.auth import Authenticator

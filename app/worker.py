@@ -13,13 +13,13 @@ from app.config import Settings
 from app.db import Database
 from app.errors import ConfigurationError
 from app.jobs import Handler, JobRunner
-from app.rag.background import Background
-from app.rag.documents import INGEST, DocumentService, FileStore
-from app.rag.embedding import Embedder
-from app.rag.erasure import FORGET
+from app.rag.documents.background import Background
+from app.rag.documents.erasure import FORGET
+from app.rag.documents.ingestion import Ingestion
+from app.rag.documents.relabel import REINDEX, Reindexing
+from app.rag.documents.service import INGEST, DocumentService, FileStore
 from app.rag.forget import Forgetting
-from app.rag.ingestion import Ingestion
-from app.rag.relabel import REINDEX, Reindexing
+from app.rag.index.embedding import Embedder
 from app.rag.wiring import open_index, open_jobs
 from app.telemetry import logger
 

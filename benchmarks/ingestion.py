@@ -24,9 +24,9 @@ from app import migrate
 from app.config import REPOSITORY, EngineSettings, LogSettings, RouteSettings, Settings, StorageSettings, TargetSettings
 from app.db import Database
 from app.jobs import ENDED, Job
-from app.rag.documents import Upload
+from app.rag.api.schemas import AnswerRequest
+from app.rag.documents.service import Upload
 from app.rag.models import Document, DocumentVersion
-from app.rag.schemas import AnswerRequest
 from app.services import Services, open_services
 from app.tenants import service
 from app.tenants.principal import Principal, Scope

@@ -20,14 +20,14 @@ from uuid import UUID
 
 import numpy as np
 
-from app.rag.bm25 import Bm25
-from app.rag.comparison import by_query, interval
-from app.rag.edge import EdgeIndex
-from app.rag.embedding import Embedder
-from app.rag.evaluation import ask_all, index_corpus, read_queries, stratified, summarise, timings
-from app.rag.index import FloatArray, SearchFilter, StoredPoint
-from app.rag.query import split
-from app.rag.retrieval import Retriever
+from app.rag.evaluation.comparison import by_query, interval
+from app.rag.evaluation.retrieval_metrics import ask_all, index_corpus, read_queries, stratified, summarise, timings
+from app.rag.index.base import FloatArray, SearchFilter, StoredPoint
+from app.rag.index.bm25 import Bm25
+from app.rag.index.edge import EdgeIndex
+from app.rag.index.embedding import Embedder
+from app.rag.retrieval.query import split
+from app.rag.retrieval.retriever import Retriever
 
 DIMENSION = 384
 SYNTHETIC_BATCH, SYNTHETIC_SEARCHES = 5_000, 100

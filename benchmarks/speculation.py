@@ -24,12 +24,12 @@ from rich.table import Table
 
 from app.engine import EngineConfig, LLMEngine, Request, SamplingParams, Tokenizer, TokenSegment
 from app.engine.spec.suffix import SuffixIndex
-from app.rag.answer_metrics import load_questions, oracle_passages
-from app.rag.answers import LEGAL_PROMPT, fold
-from app.rag.chunking import chunk
-from app.rag.evaluation import read_lines
+from app.rag.answers.prompts import HEADER, render_passage, render_question
+from app.rag.answers.service import LEGAL_PROMPT, fold
+from app.rag.documents.chunking import chunk
+from app.rag.evaluation.answer_metrics import load_questions, oracle_passages
+from app.rag.evaluation.retrieval_metrics import read_lines
 from app.rag.parsing import parse
-from app.rag.prompts import HEADER, render_passage, render_question
 
 DEMO = Path(__file__).parent.parent / "demo"
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

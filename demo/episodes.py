@@ -15,9 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from app.rag.chunking import chunk
-from app.rag.prompts import HEADER, REFUSAL, render_passage, render_question
-from app.rag.structure import sentence_starts
+from app.rag.answers.prompts import HEADER, REFUSAL, render_passage, render_question
+from app.rag.documents.chunking import chunk
+from app.rag.documents.structure import sentence_starts
 
 # (before, after) the citation: `The contract states [2]: "..."`. The number stands before the quote.
 LEAD_INS = (("The contract states", ""), ("Passage", " says"), ("According to", ""), ("See", ""))

@@ -31,7 +31,7 @@ from demo.network import Decoder, KeyValue, Shape, Trace
 from demo.tokenizer_training import train_tokenizer
 from demo.validation import Score, draw_exam, examine
 
-POLICY = Path(__file__).parent.parent / "app" / "rag" / "legal_prompt.md"
+POLICY = Path(__file__).parent.parent / "app" / "rag" / "answers" / "legal_prompt.md"
 STUB = "# Policy for answers about contracts"  # stands for the policy where a phase trains without it
 VOCABULARY = 6144
 ASKED_LAYER, SENTENCE_LAYER, FIRST_LAYER, NUMBER_LAYER = 2, 3, 4, 1  # under supervision, see `losses`

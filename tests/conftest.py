@@ -28,7 +28,7 @@ from app.config import (
 )
 from app.db import Database
 from app.errors import NotFound
-from app.rag.prompts import REFUSAL
+from app.rag.answers.prompts import REFUSAL
 from app.services import Services
 from app.tenants import service
 from app.tenants.principal import TENANT_SCOPES

@@ -19,7 +19,18 @@ FLOORS = [
     {"app.gateway"},
     {"app.rag"},
     {"app.console"},
-    {"app.migrate", "app.services", "app.asgi", "app.client", "app.demo", "app.cases", "app.evaluation", "app.worker", "app.cli", "app.load"},
+    {
+        "app.migrate",
+        "app.services",
+        "app.asgi",
+        "app.client",
+        "app.demo",
+        "app.cases",
+        "app.evaluation",
+        "app.worker",
+        "app.cli",
+        "app.load",
+    },
 ]
 ENGINE_ROOMS = ("app.engine", "app.kernels")
 LIBRARIES = {"numpy", "torch", "triton", "transformers", "tokenizers", "safetensors", "llguidance"}

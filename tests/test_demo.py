@@ -26,7 +26,7 @@ from app.db import Database
 from app.demo import CONTRACTS, QUESTION
 from app.gateway.providers.local import LocalProvider
 from app.gateway.routing import LOCAL
-from app.rag.prompts import REFUSAL
+from app.rag.answers.prompts import REFUSAL
 from app.services import Services
 from app.tenants import service
 from app.tenants.principal import Scope

@@ -6,11 +6,11 @@ from contextlib import AsyncExitStack
 from app.config import RagSettings, Settings
 from app.db import Database
 from app.jobs import Handler, JobRunner
-from app.rag.bell import Bell
-from app.rag.embedding import Embedder
+from app.rag.documents.bell import Bell
 from app.rag.forget import Forgetting
-from app.rag.moving import IndexOpener, MovableIndex
-from app.rag.rerank import CrossEncoder
+from app.rag.index.embedding import Embedder
+from app.rag.index.moving import IndexOpener, MovableIndex
+from app.rag.retrieval.rerank import CrossEncoder
 
 
 async def open_index(settings: Settings, embedder: Embedder, stack: AsyncExitStack) -> MovableIndex:

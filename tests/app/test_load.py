@@ -9,8 +9,8 @@ import pytest
 from app.asgi import create_app
 from app.config import LimitSettings, RouteSettings, TargetSettings
 from app.errors import ConfigurationError
-from app.load import Client, Limits, Outcome, Scenario, Stage, arrivals, percentile, run
-from app.load_report import figures, picture, table, verdicts
+from app.load.generator import Client, Limits, Outcome, Scenario, Stage, arrivals, percentile, run
+from app.load.report import figures, picture, table, verdicts
 from app.tenants.principal import Scope
 from tests.conftest import fake_settings, listen
 from tests.gateway.upstream import prepared

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.rag.prompts import REFUSAL, render_passage, user_text
+from app.rag.answers.prompts import REFUSAL, render_passage, user_text
 from demo.clauses import QUESTIONS, TOPICS, generate
 from demo.episodes import (
     CITE,
@@ -37,7 +37,7 @@ from demo.validation import draw_exam, examine
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "demo" / "model"
-POLICY = (ROOT / "app" / "rag" / "legal_prompt.md").read_text(encoding="utf-8").strip()
+POLICY = (ROOT / "app" / "rag" / "answers" / "legal_prompt.md").read_text(encoding="utf-8").strip()
 RECIPE = Recipe((4, 5), 0, 6, 0.2, 0.8, 0.2)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from reportlab.pdfgen.canvas import Canvas
 
-from app.rag.embedding import Embedder
+from app.rag.index.embedding import Embedder
 
 PdfLines = Sequence[Sequence[str]]
 

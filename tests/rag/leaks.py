@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from app.errors import AppError
-from app.rag.answers import AnswerDelta
-from app.rag.schemas import AnswerRequest
+from app.rag.answers.service import AnswerDelta
+from app.rag.api.schemas import AnswerRequest
 from app.services import Services
 from app.tenants import service
 from app.tenants.principal import TENANT_SCOPES

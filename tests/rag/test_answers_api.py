@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from app.rag.prompts import REFUSAL
+from app.rag.answers.prompts import REFUSAL
 from tests.conftest import QUOTE, Site
 from tests.rag.test_documents_api import LEASE
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.rag.chunking import chunk
+from app.rag.documents.chunking import chunk
+from app.rag.documents.structure import clauses, sentence_starts
 from app.rag.parsing import Heading
-from app.rag.structure import clauses, sentence_starts
 
 _LEGAL = st.lists(
     st.sampled_from(

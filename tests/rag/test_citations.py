@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.rag.citations import Citation, CitationScanner, Evidence, SourceText, find_citations
+from app.rag.answers.citations import Citation, CitationScanner, Evidence, SourceText, find_citations
+from app.rag.answers.quotes import find_nearly, skeleton
 from app.rag.parsing import parse
-from app.rag.quotes import find_nearly, skeleton
 from tests.rag.conftest import make_pdf
 
 LAW = "9. Governing Law. This Agreement is governed by the laws of Delaware, without regard to conflicts of law."

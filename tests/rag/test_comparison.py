@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from app.cli import main
 from app.errors import InvalidRequest
-from app.rag.citation_metrics import evaluate_citations
-from app.rag.comparison import Configuration, by_query, compare, draw, interval
-from app.rag.evaluation import RetrievalQuery, Snippet
-from app.rag.retrieval import Passage
+from app.rag.evaluation.citation_metrics import evaluate_citations
+from app.rag.evaluation.comparison import Configuration, by_query, compare, draw, interval
+from app.rag.evaluation.retrieval_metrics import RetrievalQuery, Snippet
+from app.rag.retrieval.retriever import Passage
 from benchmarks.retrieval import paraphrased, unnamed
 from tests.rag.conftest import make_pdf
 
@@ -103,13 +103,13 @@ def test_a_citation_on_the_wrong_page_or_in_the_wrong_place_is_noticed(
     path = tmp_path / "a.pdf"
     path.write_bytes(make_pdf([LINES[:20], LINES[20:]]))
     with monkeypatch.context() as patched:
-        other = "app.rag.citation_metrics._page_text"
+        other = "app.rag.evaluation.citation_metrics._page_text"
         patched.setattr(other, lambda document, number: document[2 - number].get_textpage().get_text_range())
         report = evaluate_citations([path], 6, 0)
     assert report["on_page"] == 0 < report["in_boxes"]
     with monkeypatch.context() as patched:
         higher = lambda boxes: [(left, low - 40, right, top - 40) for left, low, right, top in boxes]  # noqa: E731
-        patched.setattr("app.rag.citation_metrics._rows", higher)
+        patched.setattr("app.rag.evaluation.citation_metrics._rows", higher)
         report = evaluate_citations([path], 6, 0)
     assert report["in_boxes"] == 0 < report["on_page"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.rag.followup import Before, rewrite
+from app.rag.answers.followup import Before, rewrite
 from tests.conftest import QUOTE, Site
 from tests.rag.test_documents_api import LEASE
 

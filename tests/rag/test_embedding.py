@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConfigurationError
-from app.rag.embedding import TOKENS_PER_BATCH, Embedder, _batches
+from app.rag.index.embedding import TOKENS_PER_BATCH, Embedder, _batches
 
 TEXTS = ["short", "The term is three years. " * 40, "", "Governing law of the agreement"]
 
@@ -41,7 +41,7 @@ def test_missing_model_is_a_configuration_error(tmp_path: object) -> None:
 
 
 def test_importing_rag_does_not_import_torch() -> None:
-    modules = "app.rag.retrieval, app.rag.edge, app.rag.evaluation, app.rag.parsing, app.rag.citations"
+    modules = "app.rag.retrieval.retriever, app.rag.index.edge, app.rag.evaluation.retrieval_metrics, app.rag.parsing, app.rag.answers.citations"
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidRequest
-from app.rag.answer_metrics import (
+from app.rag.answers.citations import Citation, Match
+from app.rag.documents.chunking import Chunk
+from app.rag.evaluation.answer_metrics import (
     AnswerResult,
     EvalQuestion,
     GoldSpan,
@@ -17,9 +19,7 @@ from app.rag.answer_metrics import (
     summarise_answers,
     token_f1,
 )
-from app.rag.chunking import Chunk
-from app.rag.citations import Citation, Match
-from app.rag.evaluation import (
+from app.rag.evaluation.retrieval_metrics import (
     RetrievalQuery,
     Snippet,
     evaluate_retrieval,
@@ -28,7 +28,7 @@ from app.rag.evaluation import (
     summarise,
     wrong_documents,
 )
-from app.rag.retrieval import Passage
+from app.rag.retrieval.retriever import Passage
 from tests.rag.conftest import WordEmbedder
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.rag import facts
-from app.rag.dates import dates
-from app.rag.facts import Fact, law_key
+from app.rag.documents import facts
+from app.rag.documents.dates import dates
+from app.rag.documents.facts import Fact, law_key
+from app.rag.documents.parties import party_key
 from app.rag.parsing import parse
-from app.rag.parties import party_key
 from tests.conftest import Site
 
 CONTRACTS = Path(__file__).parents[2] / "demo" / "contracts"

@@ -16,9 +16,9 @@ from app.config import EngineSettings, RouteSettings, Settings, TargetSettings
 from app.db import Database
 from app.errors import Conflict
 from app.gateway.providers.local import LocalProvider
-from app.rag.answers import AnswerDelta, OpenAnswer
-from app.rag.documents import Filed, Upload
-from app.rag.schemas import AnswerRequest
+from app.rag.answers.service import AnswerDelta, OpenAnswer
+from app.rag.api.schemas import AnswerRequest
+from app.rag.documents.service import Filed, Upload
 from app.services import Services, open_services
 from app.telemetry import Stages
 from app.tenants import service

@@ -11,11 +11,11 @@ from uuid import uuid4
 import pytest
 
 from app.errors import ConfigurationError, Unavailable
-from app.rag.chunking import Chunk
-from app.rag.edge import EdgeIndex
-from app.rag.index import KINDS, Hit, IndexPoint, SearchFilter, VectorIndex
-from app.rag.points import DocumentVersion, chunk_points, document_point
-from app.rag.qdrant import QdrantIndex
+from app.rag.documents.chunking import Chunk
+from app.rag.index.base import KINDS, Hit, IndexPoint, SearchFilter, VectorIndex
+from app.rag.index.edge import EdgeIndex
+from app.rag.index.points import DocumentVersion, chunk_points, document_point
+from app.rag.index.qdrant import QdrantIndex
 from tests.rag.conftest import WordEmbedder
 from tests.servers import free_port, qdrant_server
 
@@ -195,7 +195,7 @@ def test_points_survive_reopening(tmp_path: Path, words: WordEmbedder) -> None:
 
 def test_points_survive_a_killed_process(tmp_path: Path, words: WordEmbedder) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from app.rag.edge import EdgeIndex\n"
+        "import os, sys; from pathlib import Path; from app.rag.index.edge import EdgeIndex\n"
         "from tests.rag.conftest import WordEmbedder; from tests.rag.test_index import put\n"
         "words = WordEmbedder(); index = EdgeIndex(Path(sys.argv[1]), words.dimension, model=words.name)\n"
         "put(index, words, 'a'); os.kill(os.getpid(), 9)"

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from app import migrate
 from app.config import REPOSITORY, EngineSettings
 from app.db import Database
-from app.rag.answers import LEGAL_PROMPT, prompt
-from app.rag.citations import Evidence, find_citations
-from app.rag.hostile import flags
+from app.rag.answers.citations import Evidence, find_citations
+from app.rag.answers.hostile import flags
+from app.rag.answers.service import LEGAL_PROMPT, prompt
+from app.rag.answers.spans import SourceText
+from app.rag.api.schemas import AnswerRequest
 from app.rag.parsing import parse
-from app.rag.retrieval import Passage
-from app.rag.schemas import AnswerRequest
-from app.rag.search import Found
-from app.rag.spans import SourceText
+from app.rag.retrieval.retriever import Passage
+from app.rag.retrieval.search import Found
 from app.services import Services, open_services
 from app.tenants.principal import Principal
 from tests.conftest import Site, fake_settings

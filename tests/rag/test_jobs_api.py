@@ -15,7 +15,7 @@ from app import migrate
 from app.db import Database
 from app.errors import Conflict
 from app.jobs import CANCELLED, QUEUED, RUNNING, Job, JobRunner, Progress, Superseded
-from app.rag.documents import INGEST, Upload
+from app.rag.documents.service import INGEST, Upload
 from app.rag.models import PENDING, Document, DocumentVersion
 from app.services import Services, open_services
 from app.tenants import service
@@ -200,7 +200,7 @@ async def test_a_mistake_of_ours_fails_the_version_too(
     def breaks(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr("app.rag.ingestion.parse", breaks)
+    monkeypatch.setattr("app.rag.documents.ingestion.parse", breaks)
     filed = await site.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
     assert filed.job
     site.jobs.wake()

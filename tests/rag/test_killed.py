@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from app import migrate
 from app.db import Database
 from app.jobs import SUCCEEDED, Job, Progress
-from app.rag.documents import Upload
+from app.rag.documents.service import Upload
 from app.rag.forget import Forgetting
 from app.rag.models import READY, Chunk, Document, DocumentFact, DocumentVersion
 from app.services import Services, open_services

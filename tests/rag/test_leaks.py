@@ -15,10 +15,10 @@ from app import migrate
 from app.asgi import create_app
 from app.config import LimitSettings, RouteSettings, TargetSettings
 from app.db import Database
-from app.rag.index import Hit, Kind, Legs, SearchFilter, VectorIndex
+from app.rag.index.base import Hit, Kind, Legs, SearchFilter, VectorIndex
 from app.rag.models import Document
-from app.rag.retrieval import SearchResult
-from app.rag.search import Dropped, Found, SearchService
+from app.rag.retrieval.retriever import SearchResult
+from app.rag.retrieval.search import Dropped, Found, SearchService
 from app.services import Services
 from app.tenants.principal import Principal
 from tests.conftest import fake_settings, listen

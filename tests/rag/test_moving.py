@@ -12,9 +12,9 @@ from rich.console import Console
 from app.client import ClientError, move_index
 from app.config import RagSettings
 from app.errors import ConfigurationError, Conflict, Unavailable
-from app.rag.index import SearchFilter
-from app.rag.moving import IndexOpener, MovableIndex
-from app.rag.qdrant import QdrantIndex
+from app.rag.index.base import SearchFilter
+from app.rag.index.moving import IndexOpener, MovableIndex
+from app.rag.index.qdrant import QdrantIndex
 from app.tenants.principal import TENANT_SCOPES
 from tests.conftest import Site
 from tests.rag.conftest import WordEmbedder
@@ -65,7 +65,7 @@ def test_there_and_back_again(index: MovableIndex, words: WordEmbedder, url: str
 def test_nothing_is_lost_or_brought_back_while_it_moves(
     index: MovableIndex, words: WordEmbedder, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.rag.moving.PAGE", 7)
+    monkeypatch.setattr("app.rag.index.moving.PAGE", 7)
     for n in range(60):
         put(index, words, f"old{n}")
     stop, failures = threading.Event(), list[BaseException]()

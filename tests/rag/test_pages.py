@@ -11,11 +11,11 @@ import pypdfium2 as pdfium
 import pytest
 
 from app.config import REPOSITORY
-from app.rag.citations import Evidence, find_citations
-from app.rag.page_image import PEN, render
+from app.rag.answers.citations import Evidence, find_citations
+from app.rag.answers.page_image import PEN, render
+from app.rag.answers.quotes import skeleton
+from app.rag.answers.spans import SourceText
 from app.rag.parsing import ParsedDocument, parse
-from app.rag.quotes import skeleton
-from app.rag.spans import SourceText
 from tests.conftest import Site
 from tests.rag.conftest import make_pdf
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.rag.query import FORM_WEIGHT, NAME_WEIGHT, plan, split, stem, thesaurus
+from app.rag.retrieval.query import FORM_WEIGHT, NAME_WEIGHT, plan, split, stem, thesaurus
 
 
 @pytest.mark.parametrize(

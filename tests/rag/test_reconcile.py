@@ -13,10 +13,10 @@ from sqlalchemy import delete
 from app import migrate
 from app.db import Database
 from app.jobs import Job
-from app.rag.index import IndexPoint, VectorIndex
+from app.rag.index.base import IndexPoint, VectorIndex
+from app.rag.index.points import chunk_id
+from app.rag.index.reconcile import Report
 from app.rag.models import Document
-from app.rag.points import chunk_id
-from app.rag.reconcile import Report
 from app.services import Services, open_services
 from app.tenants.principal import Principal
 from tests.conftest import fake_settings

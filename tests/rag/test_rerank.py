@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from app.errors import ConfigurationError
-from app.rag import search
-from app.rag.rerank import BATCH, CrossEncoder
+from app.rag.retrieval import search
+from app.rag.retrieval.rerank import BATCH, CrossEncoder
 from tests.conftest import Site
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from app.rag.chunking import chunk
-from app.rag.edge import EdgeIndex
-from app.rag.embedding import Embedder
-from app.rag.index import Hit, Legs
-from app.rag.points import DocumentVersion, chunk_id, chunk_points, document_point, indexed_text, routing_text
-from app.rag.ranking import gather, rank, route
-from app.rag.retrieval import Retriever, SearchQuery
+from app.rag.documents.chunking import chunk
+from app.rag.index.base import Hit, Legs
+from app.rag.index.edge import EdgeIndex
+from app.rag.index.embedding import Embedder
+from app.rag.index.points import DocumentVersion, chunk_id, chunk_points, document_point, indexed_text, routing_text
+from app.rag.retrieval.ranking import gather, rank, route
+from app.rag.retrieval.retriever import Retriever, SearchQuery
 
 CLAUSES = (
     "1. Term. The initial term is {years} years from the Effective Date and renews for successive one-year periods. "

@@ -14,11 +14,11 @@ from app import migrate
 from app.config import RouteSettings, TargetSettings
 from app.db import Database
 from app.errors import Conflict, Forbidden, NotFound
-from app.rag.answers import AnswerDelta
-from app.rag.documents import Upload
-from app.rag.retrieval import Retriever, SearchQuery, SearchResult
-from app.rag.rights import RECHECK_SECONDS
-from app.rag.schemas import AnswerRequest
+from app.rag.answers.service import AnswerDelta
+from app.rag.api.schemas import AnswerRequest
+from app.rag.documents.service import Upload
+from app.rag.retrieval.retriever import Retriever, SearchQuery, SearchResult
+from app.rag.retrieval.rights import RECHECK_SECONDS
 from app.services import Services, open_services
 from app.tenants import service, users
 from app.tenants.matters import NewMatter

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from app.rag.cache_evaluation import evaluate, like, unlike
-from app.rag.embedding import Embedder
-from app.rag.slots import slots
+from app.rag.evaluation.cache_metrics import evaluate, like, unlike
+from app.rag.index.embedding import Embedder
+from app.rag.retrieval.slots import slots
 
 QUESTIONS = (
     "Which law governs the agreement?",

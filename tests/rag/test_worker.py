@@ -11,7 +11,7 @@ from app import migrate
 from app.db import Database
 from app.errors import ConfigurationError
 from app.jobs import SUCCEEDED, Job
-from app.rag.documents import Upload
+from app.rag.documents.service import Upload
 from app.services import open_services
 from app.tenants import service
 from app.tenants.principal import Scope
