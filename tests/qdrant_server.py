@@ -71,7 +71,8 @@ def query(store: Store, name: str, body: Any) -> Any:
 
 def retrieve(store: Store, name: str, body: Any) -> Any:
     asked = qm.PointRequest.model_validate(body)
-    return store.client.retrieve(name, asked.ids, asked.with_payload, asked.with_vector or False)
+    payload: Any = asked.with_payload
+    return store.client.retrieve(name, asked.ids, payload, asked.with_vector or False)
 
 
 def count(store: Store, name: str, body: Any) -> Any:
@@ -80,12 +81,13 @@ def count(store: Store, name: str, body: Any) -> Any:
 
 def scroll(store: Store, name: str, body: Any) -> Any:
     asked = qm.ScrollRequest.model_validate(body)
+    payload: Any = asked.with_payload
     rows, following = store.client.scroll(
         name,
         scroll_filter=asked.filter,
         limit=asked.limit or 10,
         offset=asked.offset,
-        with_payload=asked.with_payload,
+        with_payload=payload,
         with_vectors=asked.with_vector or False,
     )
     return {"points": rows, "next_page_offset": following}

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from app import migrate
 from app.asgi import create_app
-from app.cli import files_in
+from app.cli.base import files_in
 from app.config import REPOSITORY, EngineSettings, Settings, StorageSettings, TelemetrySettings
 from app.db import Database
 from app.demo import CONTRACTS, QUESTION

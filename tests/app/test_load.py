@@ -1,5 +1,6 @@
 """The load generator: what it sends, what it counts, and what it finds wrong."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def test_arrivals_are_open_loop_at_the_rate_asked_for() -> None:
     assert sum(count == 2 for _, count in found) == 400
     times = [at for at, _ in found]
     assert times == sorted(times) and times[0] > 0 and times[-1] < 200
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert percentile(gaps, 0.99) > 3 * percentile(gaps, 0.5), "Poisson, not a metronome"
 
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from app.console import controllers
-from app.console.controllers import STATIC
 
 from app import demo, migrate
 from app.asgi import create_app
 from app.config import REPOSITORY
+from app.console import controllers
+from app.console.controllers import STATIC
 from app.db import Database, owned
 from app.tenants import service
 from app.tenants.models import User

@@ -41,7 +41,8 @@ def test_missing_model_is_a_configuration_error(tmp_path: object) -> None:
 
 
 def test_importing_rag_does_not_import_torch() -> None:
-    modules = "app.rag.retrieval.retriever, app.rag.index.edge, app.rag.evaluation.retrieval_metrics, app.rag.parsing, app.rag.answers.citations"
+    rooms = ("retrieval.retriever", "index.edge", "evaluation.retrieval_metrics", "parsing", "answers.citations")
+    modules = ", ".join(f"app.rag.{room}" for room in rooms)
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
