@@ -63,6 +63,24 @@ log = telemetry.logger(__name__)
 Handler = Any
 
 
+# What is served where there are documents.
+LIBRARY = (
+    DocumentController,
+    JobController,
+    IndexController,
+    put_labels,
+    get_page_image,
+    get_index_report,
+    repair_index,
+    search,
+    answer,
+    ConversationController,
+    give_feedback,
+    list_feedback,
+    CaseController,
+)
+
+
 @get("/health/live", opt=PUBLIC, tags=["health"], summary="The process answers")
 async def live() -> dict[str, str]:
     return {"status": "live"}
@@ -104,6 +122,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     """The ASGI application; settings are loaded where none are given."""
     settings = settings or Settings.load()
     models = Router("/", route_handlers=[ChatController, MessagesController])
+    ours = [console, asset] if settings.server.role != "engine" else []
     return Litestar(
         route_handlers=[
             live,
@@ -131,22 +150,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
             TenantController,
             own_tenant,
             list_audit,
-            DocumentController,
-            JobController,
-            IndexController,
-            put_labels,
-            get_page_image,
-            get_index_report,
-            repair_index,
-            search,
-            answer,
-            ConversationController,
-            give_feedback,
-            list_feedback,
-            CaseController,
+            *(LIBRARY if settings.has_documents else ()),
             models,
-            console,
-            asset,
+            *ours,
         ],
         guards=[requires_key],
         dependencies=_dependencies(),
@@ -190,37 +196,27 @@ def _dependencies() -> dict[str, Provide]:
         found: Services = state.services
         return found
 
-    named = {
-        "settings": "settings",
-        "database": "database",
-        "gateway": "gateway",
-        "embeddings": "embeddings",
-        "authenticator": "authenticator",
-        "logins": "logins",
-        "sign_on": "sign_on",
-        "sealer": "sealer",
-        "meter": "meter",
-        "reloader": "reloader",
-        "events": "events",
-        "documents": "documents",
-        "searching": "search",
-        "answers": "answers",
-        "jobs": "jobs",
-        "job_control": "job_control",
-        "index": "index",
-        "matters": "matters",
-        "relabelling": "relabelling",
-        "pages": "pages",
-        "reconciler": "reconciler",
-        "conversations": "conversations",
-        "feedback": "feedback",
-        "cases": "cases",
-    }
+    def of_library(name: str) -> Provide:
+        def provide(state: State) -> Any:
+            return getattr(state.services.library, name)
+
+        return Provide(provide, sync_to_thread=False)
+
+    own = (
+        "settings", "database", "gateway", "embeddings", "authenticator", "logins", "sign_on", "sealer", "meter",
+        "reloader", "events", "matters",
+    )  # fmt: skip
+    library = (
+        "documents", "answers", "jobs", "job_control", "index", "relabelling", "pages", "reconciler", "conversations",
+        "feedback", "cases",
+    )  # fmt: skip
     return {
         "services": Provide(services, sync_to_thread=False),
         "principal": Provide(provide_principal, sync_to_thread=False),
         "editor": Provide(provide_editor, sync_to_thread=False),
-        **{dependency: service(attribute) for dependency, attribute in named.items()},
+        **{name: service(name) for name in own},
+        **{name: of_library(name) for name in library},
+        "searching": of_library("search"),
     }
 
 

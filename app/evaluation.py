@@ -148,7 +148,7 @@ class _Site:
     async def ask(self, question: EvalQuestion, document_id: UUID) -> AnswerResult:
         """Retrieve in the question's own contract and answer."""
         request = AnswerRequest(question=question.question, documents=[document_id])
-        opened = await self.services.answers.open(self.principal, request)
+        opened = await self.services.library.answers.open(self.principal, request)
         view = await opened.complete()
         return AnswerResult(view.answer, view.refused, () if view.refused else tuple(opened.citations))
 
@@ -156,16 +156,16 @@ class _Site:
         """Answer from five passages of the contract, the gold one among them where there is one."""
         passages = await self._oracle_passages(question, document_id)
         request = AnswerRequest(question=question.question, documents=[document_id])
-        opened = await self.services.answers.ask(self.principal, request, passages, ORACLE_CONFIDENCE, Stages())
+        opened = await self.services.library.answers.ask(self.principal, request, passages, ORACLE_CONFIDENCE, Stages())
         view = await opened.complete()
         return AnswerResult(view.answer, view.refused, () if view.refused else tuple(opened.citations))
 
     async def _oracle_passages(self, question: EvalQuestion, document_id: UUID) -> list[Found]:
-        _, text = await self.services.documents.text(self.principal, document_id, None)
+        _, text = await self.services.library.documents.text(self.principal, document_id, None)
         chunks = chunk(text, max_chars=self.services.settings.rag.chunk_characters)
         seed = uuid5(document_id, question.question).int % 2**32
         chosen = oracle_passages(text, question.answers, chunks, seed)
-        return await self.services.search.given(self.principal, document_id, chosen)
+        return await self.services.library.search.given(self.principal, document_id, chosen)
 
 
 @asynccontextmanager
@@ -198,8 +198,8 @@ async def _ingest(site: _Site, uploads: Iterator[tuple[str, Upload]], bar: Progr
     task = bar.add_task("ingest", total=total)
     documents = {}
     for name, upload in uploads:
-        filed = await site.services.documents.add(site.principal, upload, COLLECTION, frozenset())
-        site.services.jobs.wake()
+        filed = await site.services.library.documents.add(site.principal, upload, COLLECTION, frozenset())
+        site.services.library.jobs.wake()
         await _finished(site, filed, name)
         documents[name] = filed.document.id
         bar.advance(task)
@@ -208,7 +208,7 @@ async def _ingest(site: _Site, uploads: Iterator[tuple[str, Upload]], bar: Progr
 
 async def _finished(site: _Site, filed: Filed, name: str) -> None:
     while filed.job:
-        job = await site.services.documents.job(site.principal, filed.job.id)
+        job = await site.services.library.documents.job(site.principal, filed.job.id)
         if job.status == FAILED:
             raise InvalidRequest(f"The contract {name!r} could not be ingested: {job.error}")
         if job.status == SUCCEEDED:

@@ -12,15 +12,9 @@ from app import migrate
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigurationError
-from app.jobs import Handler, JobRunner
-from app.rag.documents.background import Background
-from app.rag.documents.erasure import FORGET
-from app.rag.documents.ingestion import Ingestion
-from app.rag.documents.relabel import REINDEX, Reindexing
-from app.rag.documents.service import INGEST, DocumentService, FileStore
+from app.jobs import JobRunner
 from app.rag.forget import Forgetting
-from app.rag.index.embedding import Embedder
-from app.rag.wiring import open_index, open_jobs
+from app.rag.library import open_intake
 from app.telemetry import logger
 
 log = logger(__name__)
@@ -49,20 +43,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[JobRunner]:
         database = Database(settings.storage.database_url)
         stack.push_async_callback(database.close)
         await migrate.require_current(database)
-        embedder = await asyncio.to_thread(Embedder, settings.rag.embedding_model)
-        index = await open_index(settings, embedder, stack)
-        background = Background(settings.rag.ingest_workers)
-        stack.callback(background.close)
-        forgetting = Forgetting()
-        files = FileStore(settings.directory)
-        documents = DocumentService(database, files, index, forgetting)
-        size = settings.rag.chunk_characters
-        handlers: dict[str, Handler] = {
-            INGEST: Ingestion(database, files, index, embedder, size, forgetting, background),
-            FORGET: documents.erasure,
-            REINDEX: Reindexing(database, documents, index, embedder, background),
-        }
-        jobs = await open_jobs(settings, database, handlers, forgetting, stack)
+        jobs = (await open_intake(settings, database, Forgetting(), stack)).jobs
         await jobs.start()
         stack.push_async_callback(jobs.stop)
         yield jobs

@@ -49,10 +49,12 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Idle answers first, then ingestion with answers beside it."""
     async with _site(options.engine, options.workers) as (services, principal):
         for path in sorted((REPOSITORY / "demo" / "contracts").iterdir()):
-            await services.documents.add(principal, Upload(path.name, "", path.read_bytes()), "demo", frozenset())
+            await services.library.documents.add(
+                principal, Upload(path.name, "", path.read_bytes()), "demo", frozenset()
+            )
         await _all_done(services)
         idle = [await _ask(services, principal) for _ in range(IDLE_ANSWERS)]
-        forward = _Clock(services.search._retriever._embedder)
+        forward = _Clock(services.library.search._retriever._embedder)
         began = perf_counter()
         await _file(services, principal, options)
         busy = await _ask_until_done(services, principal)
@@ -67,7 +69,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             "seconds": seconds,
             "pages_per_second": pages / seconds,
             "forward_share": forward.seconds / seconds,
-            "chunks": services.index.count(),
+            "chunks": services.library.index.count(),
             "idle_ms": _quantiles(idle),
             "busy_ms": _quantiles(busy),
             "answers_meanwhile": len(busy),
@@ -96,8 +98,8 @@ async def _file(services: Services, principal: Principal, options: argparse.Name
     for number in range(options.copies):
         for path in files[: options.limit]:
             data = path.read_bytes() + f"\n% copy {number}".encode()  # after %%EOF: a comment
-            await services.documents.add(principal, Upload(path.name, "", data), COLLECTION, frozenset())
-    services.jobs.wake()
+            await services.library.documents.add(principal, Upload(path.name, "", data), COLLECTION, frozenset())
+    services.library.jobs.wake()
 
 
 async def _ask_until_done(services: Services, principal: Principal) -> list[float]:
@@ -111,13 +113,13 @@ async def _ask_until_done(services: Services, principal: Principal) -> list[floa
 async def _ask(services: Services, principal: Principal) -> float:
     """Milliseconds of one whole answer."""
     began = perf_counter()
-    opened = await services.answers.open(principal, AnswerRequest(question=QUESTION, collection="demo"))
+    opened = await services.library.answers.open(principal, AnswerRequest(question=QUESTION, collection="demo"))
     await opened.complete()
     return (perf_counter() - began) * 1e3
 
 
 async def _all_done(services: Services) -> None:
-    services.jobs.wake()
+    services.library.jobs.wake()
     while await _waiting(services) or services.starting:
         await asyncio.sleep(0.1)
 

@@ -78,3 +78,23 @@ def eval_cases(model: str | None, output: Path | None) -> None:
     if output:
         output.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(0 if result["hits"] == result["cases"] else 1)
+
+
+@evaluate.command("cache")
+@click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path), help="JSONL with `question`.")
+@click.option("--threshold", type=float, help="Cosine (default: cache.semantic_threshold).")
+@click.option("--pairs", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=1, show_default=True)
+@click.option("--json", "output", required=True, type=click.Path(path_type=Path))
+def eval_cache(questions: Path, threshold: float | None, pairs: int, seed: int, output: Path) -> None:
+    """What the semantic cache's last gates would serve wrongly, and what they would miss; exit status 1 if unsafe."""
+    from app.rag.evaluation.cache_metrics import evaluate as measure
+    from app.rag.evaluation.retrieval_metrics import read_lines
+    from app.rag.index.embedding import Embedder
+
+    settings = Settings.load()
+    asked = sorted({row.get("question") or row["query"].rsplit(";", 1)[-1].strip() for row in read_lines(questions)})
+    least = settings.cache.semantic_threshold if threshold is None else threshold
+    result = measure(asked, Embedder(settings.rag.embedding_model), least, pairs, seed)
+    write(output, result)
+    sys.exit(1 if result["unsafe"] else 0)

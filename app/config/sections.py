@@ -181,6 +181,10 @@ class RagSettings:
     )
     chunk_characters: int = setting(500, "Largest chunk in characters.")
     passages: int = setting(5, "Passages given to the model with a question.")
+    min_passages: int = setting(
+        2,
+        "Passages at least, where the engine is so busy that it is given fewer (from half of limits.overload_seconds).",
+    )
     max_answer_tokens: int = setting(256, "Most tokens of an answer.")
     min_confidence: float = setting(
         0.15, "Below this retrieval confidence (0 to 1) a question is refused without asking the model."

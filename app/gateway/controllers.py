@@ -103,7 +103,7 @@ class ChatController(Controller):
         if "anthropic-version" in request.headers:
             return model_page(list(routes), STARTED)
         listed = [model_object(name, route.owned_by) for name, route in routes.items()]
-        if principal.may_use(embeddings.name):
+        if embeddings.name and principal.may_use(embeddings.name):
             listed.append(model_object(embeddings.name))
         return {"object": "list", "data": listed}
 
@@ -116,7 +116,7 @@ class ChatController(Controller):
         embeddings: NamedDependency[Embeddings],
     ) -> Json:
         name = model.lstrip("/")
-        if name == embeddings.name and principal.may_use(name):
+        if name and name == embeddings.name and principal.may_use(name):
             return model_object(name)
         if name not in gateway.router.routes or not principal.may_use(name):
             raise ModelNotFound(name)

@@ -36,9 +36,9 @@ class EmbeddingModel(Protocol):
 
 
 class Embeddings:
-    """Serves one embedding model under its own name, within the same limits and budgets as chat."""
+    """Serves one embedding model under its own name, within the same limits and budgets as chat; or none."""
 
-    def __init__(self, model: EmbeddingModel, meter: Meter, gateway: Gateway, writer: Writer) -> None:
+    def __init__(self, model: EmbeddingModel | None, meter: Meter, gateway: Gateway, writer: Writer) -> None:
         self._model = model
         self._meter = meter
         self._gateway = gateway
@@ -46,7 +46,8 @@ class Embeddings:
 
     @property
     def name(self) -> str:
-        return self._model.name
+        """Empty where there is none."""
+        return self._model.name if self._model else ""
 
     async def embed(
         self, principal: Principal, model: str, texts: list[str], dimensions: int | None
@@ -56,19 +57,20 @@ class Embeddings:
         Raises ModelNotFound, InvalidRequest for another number of dimensions than the model's, RateLimited and
         BudgetExceeded.
         """
-        if model != self._model.name or not principal.may_use(model):
+        loaded = self._model
+        if loaded is None or model != loaded.name or not principal.may_use(model):
             raise ModelNotFound(model)
-        if dimensions not in (None, self._model.dimension):
-            raise InvalidRequest(f"This model has {self._model.dimension} dimensions.", param="dimensions")
+        if dimensions not in (None, loaded.dimension):
+            raise InvalidRequest(f"This model has {loaded.dimension} dimensions.", param="dimensions")
         usage = Usage(sum(estimate_text(text) for text in texts))
         record = Record.of(principal, "embeddings", model, streamed=False)
         cost = self._gateway.board.prices.cost(TARGET, model, usage)
         reservation = await self._meter.admit(principal, record, usage.prompt_tokens, cost.total)
-        work = asyncio.create_task(self._compute(record, reservation, texts, usage))
+        work = asyncio.create_task(self._compute(loaded, record, reservation, texts, usage))
         return await asyncio.shield(work), usage.prompt_tokens
 
     async def _compute(
-        self, record: Record, reservation: Reservation, texts: list[str], usage: Usage
+        self, model: EmbeddingModel, record: Record, reservation: Reservation, texts: list[str], usage: Usage
     ) -> npt.NDArray[np.float32]:
         """The vectors. Runs to its end also when the caller goes away: what was computed is owed."""
         record.target, record.status = TARGET, "error"
@@ -76,7 +78,7 @@ class Embeddings:
         done = Usage()
         try:
             batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-            rows = [await asyncio.to_thread(self._model.embed, batch) for batch in batches]
+            rows = [await asyncio.to_thread(model.embed, batch) for batch in batches]
             record.status, done = "stop", usage
             return np.concatenate(rows)
         finally:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from app.cli import files_in, main
+from app.cli import main
+from app.cli.base import files_in
 
 
 @pytest.fixture

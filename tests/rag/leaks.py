@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from app.errors import AppError
-from app.rag.answers.service import AnswerDelta
+from app.rag.answers.opened import AnswerDelta
 from app.rag.api.schemas import AnswerRequest
 from app.services import Services
 from app.tenants import service
@@ -173,7 +173,7 @@ class Harness:
             principal = await service.find_principal(session, new.secret)
         assert principal is not None
         request = AnswerRequest(question=self._question(), model="echo")
-        opened = await self._services.answers.open(principal, request)
+        opened = await self._services.library.answers.open(principal, request)
         events, said = opened.events(), []
         for _ in range(self._random.randrange(1, 6)):
             event = await anext(events)

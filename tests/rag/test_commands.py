@@ -47,7 +47,7 @@ async def test_the_index_is_verified_and_saved_cases_are_asked(tmp_path: Path, m
         [report] = json.loads(clean.output)["tenants"]
         assert (report["documents"], report["missing"], report["orphans"]) == (1, 0, 0)
         services: Services = app.state.services
-        services.reconciler._index.delete_document(str(tenant.id), document)
+        services.library.reconciler._index.delete_document(str(tenant.id), document)
         broken = await run("forget", "verify")
         assert broken.exit_code == 1 and "NOT CLEAN" in broken.output
         await run("forget", "verify", "--repair")

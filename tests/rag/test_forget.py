@@ -16,7 +16,7 @@ from app.config import EngineSettings, RouteSettings, Settings, TargetSettings
 from app.db import Database
 from app.errors import Conflict
 from app.gateway.providers.local import LocalProvider
-from app.rag.answers.service import AnswerDelta, OpenAnswer
+from app.rag.answers.opened import AnswerDelta, OpenAnswer
 from app.rag.api.schemas import AnswerRequest
 from app.rag.documents.service import Filed, Upload
 from app.services import Services, open_services
@@ -63,10 +63,10 @@ async def principal(firm: Services, name: str) -> Principal:
 
 
 async def ingested(firm: Services, who: Principal, filed: Filed) -> UUID:
-    firm.jobs.wake()
+    firm.library.jobs.wake()
     assert filed.job is not None
     async with asyncio.timeout(60):
-        while (job := await firm.documents.job(who, filed.job.id)).status not in ("succeeded", "failed"):
+        while (job := await firm.library.documents.job(who, filed.job.id)).status not in ("succeeded", "failed"):
             await asyncio.sleep(0.02)
     assert job.status == "succeeded", job.error
     return filed.document.id
@@ -74,20 +74,20 @@ async def ingested(firm: Services, who: Principal, filed: Filed) -> UUID:
 
 async def file(firm: Services, who: Principal, name: str, text: str) -> UUID:
     upload = Upload(name, "text/plain", text.encode())
-    return await ingested(firm, who, await firm.documents.add(who, upload, "default", frozenset()))
+    return await ingested(firm, who, await firm.library.documents.add(who, upload, "default", frozenset()))
 
 
 async def take_away(firm: Services, who: Principal, document: UUID, change: str) -> None:
     if change == "delete":
-        await firm.documents.delete(who, document)
+        await firm.library.documents.delete(who, document)
     else:
         upload = Upload("lease.txt", "text/plain", LEASE.replace("4,200", "5,000").encode() * 4)
-        await ingested(firm, who, await firm.documents.replace(who, document, upload))
+        await ingested(firm, who, await firm.library.documents.replace(who, document, upload))
 
 
 async def reading(firm: Services, who: Principal, model: str, document: UUID) -> Any:
     """The rest of an answer of which the first words have come."""
-    answer = await firm.answers.open(who, AnswerRequest(question=QUESTION, model=model, documents=[document]))
+    answer = await firm.library.answers.open(who, AnswerRequest(question=QUESTION, model=model, documents=[document]))
     events = answer.events()
     assert isinstance(await anext(events), AnswerDelta)
     return events
@@ -124,13 +124,13 @@ async def test_what_was_found_before_the_deletion_is_not_sent_after_it(firm: Ser
     """Search has answered, the model has not been asked yet: the window in which a stale text could slip through."""
     who = await principal(firm, "window")
     document = await file(firm, who, "lease.txt", LEASE * 3)
-    found = await firm.search.search(who, QUESTION, 5, None, None)
+    found = await firm.library.search.search(who, QUESTION, 5, None, None)
     assert found.passages
     await take_away(firm, who, document, "delete")
     for model in ("tiny", "slow"):
         with pytest.raises(Conflict):
             request = AnswerRequest(question=QUESTION, model=model)
-            await (await firm.answers.ask(who, request, found.passages, 1.0, Stages())).complete()
+            await (await firm.library.answers.ask(who, request, found.passages, 1.0, Stages())).complete()
     assert blocks_of(firm, str(document)) == 0
 
 
@@ -144,7 +144,7 @@ async def test_searches_beside_a_deletion_never_find_it_afterwards(firm: Service
     async def stale() -> tuple[bool, bool]:
         """Whether the search was begun after the deletion, and whether it names what was in the document."""
         after = deleted.is_set()
-        found = await firm.search.search(who, "What is the rent of the zeppelin?", 5, None, None)
+        found = await firm.library.search.search(who, "What is the rent of the zeppelin?", 5, None, None)
         return after, any("zeppelin" in passage.text for passage in found.passages)
 
     assert (await stale())[1], "the canary must be found at all"
@@ -181,20 +181,20 @@ class Canaries:
         while not self.stop:
             try:
                 opened = await (
-                    self.firm.conversations.ask(self.who, conversation, request)
+                    self.firm.library.conversations.ask(self.who, conversation, request)
                     if number % 3 == 0
-                    else self.firm.answers.open(self.who, request)
+                    else self.firm.library.answers.open(self.who, request)
                 )
                 async for event in opened.events():
                     self.judge(event.text if isinstance(event, AnswerDelta) else "")
             except Conflict:
                 self.ended += 1
-            for turn in (await self.firm.conversations.history(self.who, conversation)).turns:
+            for turn in (await self.firm.library.conversations.history(self.who, conversation)).turns:
                 self.judge(str(turn.answer))
 
     async def run(self, deletions: int) -> list[str]:
         """The turns that are left, as text."""
-        conversation = await self.firm.conversations.create(self.who, "canaries")
+        conversation = await self.firm.library.conversations.create(self.who, "canaries")
         asking = [asyncio.create_task(self.asks(conversation.id, number)) for number in range(6)]
         for position, (word, document) in enumerate(list(self.words.items())[:deletions]):
             await asyncio.sleep(0.05)
@@ -202,7 +202,7 @@ class Canaries:
             self.gone.add(word)
         self.stop = True
         await asyncio.gather(*asking)
-        return [str(turn) for turn in (await self.firm.conversations.history(self.who, conversation.id)).turns]
+        return [str(turn) for turn in (await self.firm.library.conversations.history(self.who, conversation.id)).turns]
 
 
 async def canaries(firm: Services, name: str, count: int) -> Canaries:

@@ -92,52 +92,52 @@ async def until(services: Services, job_id: UUID, *statuses: str) -> Job:
 async def settled(services: Services) -> None:
     """Returns once no attempt runs any more."""
     async with asyncio.timeout(30):
-        while services.jobs._claims:
+        while services.library.jobs._claims:
             await asyncio.sleep(0.02)
 
 
 async def test_a_cancelled_job_leaves_nothing_and_can_be_run_again(services: tuple[Services, Principal]) -> None:
     site, principal = services
-    embed, reached, go = site.search._retriever._embedder.embed, threading.Event(), threading.Event()
+    embed, reached, go = site.library.search._retriever._embedder.embed, threading.Event(), threading.Event()
 
     def waits(texts: Any) -> Any:
         reached.set()
         assert go.wait(20)
         return embed(texts)
 
-    site.search._retriever._embedder.embed = waits  # type: ignore[method-assign]
-    filed = await site.documents.add(principal, Upload("a.txt", "", TEXT.encode()), "default", frozenset())
+    site.library.search._retriever._embedder.embed = waits  # type: ignore[method-assign]
+    filed = await site.library.documents.add(principal, Upload("a.txt", "", TEXT.encode()), "default", frozenset())
     assert filed.job
-    site.jobs.wake()
+    site.library.jobs.wake()
     await asyncio.to_thread(reached.wait, 20)
-    cancelled = await site.job_control.cancel(principal, filed.job.id)
+    cancelled = await site.library.job_control.cancel(principal, filed.job.id)
     assert cancelled.status == CANCELLED
     with pytest.raises(Conflict):
-        await site.job_control.cancel(principal, filed.job.id)
+        await site.library.job_control.cancel(principal, filed.job.id)
     go.set()
     await settled(site)
-    assert site.index.count(kind=None) == 0
-    info = await site.documents.get(principal, filed.document.id)
+    assert site.library.index.count(kind=None) == 0
+    info = await site.library.documents.get(principal, filed.document.id)
     assert (info.document.current_version, info.versions[0].status) == (None, "failed")
 
-    await site.job_control.retry(principal, filed.job.id)
-    site.jobs.wake()
+    await site.library.job_control.retry(principal, filed.job.id)
+    site.library.jobs.wake()
     job = await until(site, filed.job.id, "succeeded", "failed")
     assert (job.status, job.attempts) == ("succeeded", 2)
-    assert site.index.count(kind="document") == 1
+    assert site.library.index.count(kind="document") == 1
 
 
 async def test_a_newer_version_is_not_overtaken_by_an_older_one(services: tuple[Services, Principal]) -> None:
     site, principal = services
-    filed = await site.documents.add(principal, Upload("a.txt", "", b"Version one."), "default", frozenset())
+    filed = await site.library.documents.add(principal, Upload("a.txt", "", b"Version one."), "default", frozenset())
     assert filed.job
-    site.jobs.wake()
+    site.library.jobs.wake()
     await until(site, filed.job.id, "succeeded")
-    await site.jobs.stop()
+    await site.library.jobs.stop()
     jobs = []
     for number in (2, 3):
         upload = Upload("a.txt", "", f"Version {number}.".encode())
-        newer = await site.documents.replace(principal, filed.document.id, upload)
+        newer = await site.library.documents.replace(principal, filed.document.id, upload)
         assert newer.job
         jobs.append(newer.job.id)
     async with site.database.session() as session:
@@ -147,17 +147,17 @@ async def test_a_newer_version_is_not_overtaken_by_an_older_one(services: tuple[
             assert job
             job.status, job.worker = RUNNING, "me"
             await session.commit()
-            await site.jobs._handlers[INGEST](job, Progress(site.database, job_id, "me"))
+            await site.library.jobs._handlers[INGEST](job, Progress(site.database, job_id, "me"))
         document = await session.get(Document, filed.document.id, populate_existing=True)
     assert document
     assert document.current_version == 3
-    assert site.index.count(kind="document") == 1
+    assert site.library.index.count(kind="document") == 1
 
 
 async def test_an_attempt_that_was_taken_over_changes_nothing(services: tuple[Services, Principal]) -> None:
     site, principal = services
-    await site.jobs.stop()
-    filed = await site.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
+    await site.library.jobs.stop()
+    filed = await site.library.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
     assert filed.job
     async with site.database.session() as session:
         job = await session.get(Job, filed.job.id)
@@ -165,19 +165,19 @@ async def test_an_attempt_that_was_taken_over_changes_nothing(services: tuple[Se
         job.status, job.worker = RUNNING, "somebody else"
         await session.commit()
         with pytest.raises(Superseded):
-            await site.jobs._handlers[INGEST](job, Progress(site.database, job.id, "me"))
+            await site.library.jobs._handlers[INGEST](job, Progress(site.database, job.id, "me"))
         version = await session.scalar(select(DocumentVersion).where(DocumentVersion.job_id == job.id))
     assert version
     assert version.status == PENDING
-    assert site.index.count(kind=None) == 0
+    assert site.library.index.count(kind=None) == 0
 
 
 async def test_a_job_of_a_shared_database_is_taken_over_only_when_nobody_is_heard(
     services: tuple[Services, Principal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, principal = services
-    await site.jobs.stop()
-    filed = await site.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
+    await site.library.jobs.stop()
+    filed = await site.library.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
     assert filed.job
     other = JobRunner(site.database, {}, 0, shared=True)
     claimer = JobRunner(site.database, {}, 0, shared=True)
@@ -201,10 +201,10 @@ async def test_a_mistake_of_ours_fails_the_version_too(
         raise RuntimeError("/secret/path")
 
     monkeypatch.setattr("app.rag.documents.ingestion.parse", breaks)
-    filed = await site.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
+    filed = await site.library.documents.add(principal, Upload("a.txt", "", b"Some text."), "default", frozenset())
     assert filed.job
-    site.jobs.wake()
+    site.library.jobs.wake()
     job = await until(site, filed.job.id, "failed")
-    [version] = (await site.documents.get(principal, filed.document.id)).versions
+    [version] = (await site.library.documents.get(principal, filed.document.id)).versions
     assert version.status == "failed"
     assert "secret" not in f"{version.error} {job.error}"

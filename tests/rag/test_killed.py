@@ -76,12 +76,14 @@ async def first_life(folder: Path, stage: str) -> None:
         principal = await service.find_principal(session, key.secret)
     assert principal
     async with open_services(settings) as services:
-        filed = await services.documents.add(principal, Upload("a.txt", "", OLD.encode()), "default", frozenset())
-        services.jobs.wake()
+        filed = await services.library.documents.add(
+            principal, Upload("a.txt", "", OLD.encode()), "default", frozenset()
+        )
+        services.library.jobs.wake()
         await all_jobs_done(services)
         arm(stage)
-        await services.documents.replace(principal, filed.document.id, Upload("a.txt", "", NEW.encode()))
-        services.jobs.wake()
+        await services.library.documents.replace(principal, filed.document.id, Upload("a.txt", "", NEW.encode()))
+        services.library.jobs.wake()
         await asyncio.sleep(60)
 
 
@@ -103,9 +105,9 @@ async def test_a_killed_ingestion_is_finished_by_the_next_start(stage: str, tmp_
         assert document.current_version == 2
         assert [version.status for version in versions] == [READY, READY]
         assert chunks
-        assert services.index.count() == chunks
-        assert services.index.count(kind="document") == 1
-        points, _ = services.index.scan("chunk", None, 1000)
+        assert services.library.index.count() == chunks
+        assert services.library.index.count(kind="document") == 1
+        points, _ = services.library.index.scan("chunk", None, 1000)
         assert {point.payload["version"] for point in points} == {2}
         assert len(facts) == len(set(facts)) > 2
 

@@ -102,7 +102,7 @@ async def test_nobody_sees_anothers_word_in_thousands_of_mixed_calls(firms: Firm
     for kind in ("search", "answer", "turn", "history", "page"):
         assert outcome.own[kind] > outcome.calls[kind] / 3, outcome
     assert outcome.own["ended"] == outcome.calls["revoked"] > 0, outcome
-    reports = await firms.services.reconciler.run(repair=False)
+    reports = await firms.services.library.reconciler.run(repair=False)
     assert all(report.clean for report in reports)
 
 
@@ -111,7 +111,7 @@ async def test_each_filter_alone_holds_and_without_both_the_harness_reports_leak
     """Which layer catches what: the fence an index without its filter, the index a missing fence; with both gone the
     searches leak, and answers are ended by the rights that they are watched under.
     """
-    search = firms.services.search
+    search = firms.services.library.search
     retriever, index = search._retriever, search._retriever._index
     tenants = [str(tenant_id) for tenant_id in await _tenant_ids(firms)]
     if missing in ("index", "both"):

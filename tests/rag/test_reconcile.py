@@ -34,16 +34,16 @@ async def firm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servic
 
 
 def index_of(firm: Services) -> VectorIndex:
-    return firm.reconciler._index
+    return firm.library.reconciler._index
 
 
 async def report(firm: Services, who: Principal, *, repair: bool = False) -> Report:
-    [found] = await firm.reconciler.run(repair=repair, tenant_id=who.tenant_id)
+    [found] = await firm.library.reconciler.run(repair=repair, tenant_id=who.tenant_id)
     return found
 
 
 async def until_clean(firm: Services, who: Principal) -> None:
-    firm.jobs.wake()
+    firm.library.jobs.wake()
     async with asyncio.timeout(30):
         while not (await report(firm, who)).clean:
             await asyncio.sleep(0.05)
@@ -54,7 +54,7 @@ async def spoil(firm: Services, who: Principal, document: UUID, how: str) -> Non
     index, tenant = index_of(firm), str(who.tenant_id)
 
     def point(document_id: str, version: int, ordinal: int, labels: tuple[str, ...] = ()) -> IndexPoint:
-        vector = np.full(firm.reconciler._probe.shape, 0.05, dtype=np.float32)
+        vector = np.full(firm.library.reconciler._probe.shape, 0.05, dtype=np.float32)
         name = chunk_id(document_id, version, ordinal)
         return IndexPoint(name, tenant, document_id, version, "default", labels, 0, 5, ordinal, vector, "lease")
 
@@ -98,11 +98,11 @@ async def test_a_process_that_dies_right_after_a_deletion_finishes_it_at_its_nex
         raise SystemError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(firm.documents.erasure, "now", dies)
+        patch.setattr(firm.library.documents.erasure, "now", dies)
         with pytest.raises(SystemError):
-            await firm.documents.delete(who, document)
+            await firm.library.documents.delete(who, document)
     files = firm.settings.directory / "files" / str(who.tenant_id)
-    firm.jobs.wake()
+    firm.library.jobs.wake()
     async with asyncio.timeout(30):
         while index_of(firm).count(str(who.tenant_id), kind=None) or list(files.iterdir()):
             await asyncio.sleep(0.02)

@@ -69,7 +69,7 @@ async def test_search_orders_by_the_cross_encoder(site: Site, folder: Path, monk
     plain = await ask()
     assert all("reranked" not in passage["scores"] for passage in plain)
     reranker = CrossEncoder(str(folder), device="cpu", max_ms=10_000)
-    monkeypatch.setattr(site.services.search, "_reranker", reranker)
+    monkeypatch.setattr(site.services.library.search, "_reranker", reranker)
     reranked = await ask()
     assert len(reranked) == 4
     scores = [passage["score"] for passage in reranked]

@@ -147,4 +147,4 @@ def test_context_is_indexed_and_ids_are_stable() -> None:
 
 
 def test_thesaurus_file_ships_with_the_package() -> None:
-    assert (Path(__file__).parents[2] / "app/rag/thesaurus.toml").is_file()
+    assert (Path(__file__).parents[2] / "app/rag/retrieval/thesaurus.toml").is_file()

@@ -14,7 +14,7 @@ from app import migrate
 from app.config import RouteSettings, TargetSettings
 from app.db import Database
 from app.errors import Conflict, Forbidden, NotFound
-from app.rag.answers.service import AnswerDelta
+from app.rag.answers.opened import AnswerDelta
 from app.rag.api.schemas import AnswerRequest
 from app.rag.documents.service import Upload
 from app.rag.retrieval.retriever import Retriever, SearchQuery, SearchResult
@@ -86,14 +86,14 @@ async def people(firm: Services, name: str) -> People:
         )
         member = await service.find_principal(session, key.secret) or member
     assert member.key_id == key.key.id
-    filed = await firm.documents.add(
+    filed = await firm.library.documents.add(
         owner, Upload("lease.txt", "text/plain", (LEASE * 3).encode()), "default", frozenset({"deal"})
     )
     return People(owner, member, key.key.id, matter, user, await ingested(firm, owner, filed))
 
 
 async def reading(firm: Services, who: Principal) -> AsyncIterator[object]:
-    opened = await firm.answers.open(who, AnswerRequest(question=QUESTION, model="slow"))
+    opened = await firm.library.answers.open(who, AnswerRequest(question=QUESTION, model="slow"))
     events = opened.events()
     for _ in range(3):
         assert isinstance(await anext(events), AnswerDelta)
@@ -123,7 +123,7 @@ async def test_an_answer_in_flight_ends_when_its_reader_loses_the_right(firm: Se
             await firm.matters.create(session, them.owner, NewMatter("inner", "Inner"))
             boss = await session.get_one(User, them.owner.user_id)
             owner = await service.principal_of_user(session, boss)
-        await firm.relabelling.relabel(owner, them.document, frozenset({"deal", "inner"}))
+        await firm.library.relabelling.relabel(owner, them.document, frozenset({"deal", "inner"}))
     else:
         await take(firm, them, how)
     with pytest.raises(Conflict, match="right to read"):
@@ -146,42 +146,42 @@ async def test_a_change_elsewhere_ends_the_answer_within_a_second_or_so(firm: Se
         async with firm.database.session() as session:
             member = await service.renewed(session, them.member)
         assert member is not None
-        await firm.documents.text(member, them.document, None)
+        await firm.library.documents.text(member, them.document, None)
 
 
 async def test_a_search_that_was_begun_before_the_change_finds_nothing_after_it(firm: Services) -> None:
     them = await people(firm, "search")
-    assert (await firm.search.search(them.member, QUESTION, 5)).passages
-    held = _Held(firm.search._retriever)
-    firm.search._retriever = held  # type: ignore[assignment]
-    asked = asyncio.create_task(firm.search.search(them.member, QUESTION, 5))
+    assert (await firm.library.search.search(them.member, QUESTION, 5)).passages
+    held = _Held(firm.library.search._retriever)
+    firm.library.search._retriever = held  # type: ignore[assignment]
+    asked = asyncio.create_task(firm.library.search.search(them.member, QUESTION, 5))
     await asyncio.to_thread(held.found.wait)
     await take(firm, them, "wall")
     held.goes_on.set()
     assert (await asked).passages == []
-    firm.search._retriever = held.retriever
+    firm.library.search._retriever = held.retriever
 
 
 async def test_relabelling_holds_at_once_and_the_index_follows(firm: Services) -> None:
     them = await people(firm, "relabel")
     stranger = dataclasses.replace(them.owner, labels=frozenset())
     member = dataclasses.replace(them.member, labels=frozenset({"elsewhere"}))
-    assert (await firm.search.search(stranger, QUESTION, 5)).passages == []
+    assert (await firm.library.search.search(stranger, QUESTION, 5)).passages == []
     with pytest.raises(Forbidden):  # taking a label away lets others in
-        await firm.relabelling.relabel(them.member, them.document, frozenset())
+        await firm.library.relabelling.relabel(them.member, them.document, frozenset())
     with pytest.raises(Forbidden):  # not held
-        await firm.relabelling.relabel(them.owner, them.document, frozenset({"deal", "foreign"}))
+        await firm.library.relabelling.relabel(them.owner, them.document, frozenset({"deal", "foreign"}))
     with pytest.raises(NotFound):
-        await firm.relabelling.relabel(member, them.document, frozenset({"elsewhere"}))
-    await firm.relabelling.relabel(them.owner, them.document, frozenset())
-    assert (await firm.documents.text(stranger, them.document, None))[1]
-    firm.jobs.wake()
+        await firm.library.relabelling.relabel(member, them.document, frozenset({"elsewhere"}))
+    await firm.library.relabelling.relabel(them.owner, them.document, frozenset())
+    assert (await firm.library.documents.text(stranger, them.document, None))[1]
+    firm.library.jobs.wake()
     async with asyncio.timeout(30):
-        while not (await firm.search.search(stranger, QUESTION, 5)).passages:
+        while not (await firm.library.search.search(stranger, QUESTION, 5)).passages:
             await asyncio.sleep(0.05)
-    [report] = await firm.reconciler.run(repair=False, tenant_id=them.owner.tenant_id)
+    [report] = await firm.library.reconciler.run(repair=False, tenant_id=them.owner.tenant_id)
     assert report.clean, report
     back = frozenset({"deal"})
-    await firm.relabelling.relabel(them.owner, them.document, back)
-    assert (await firm.search.search(stranger, QUESTION, 5)).passages == []  # the fence, before the index
-    assert (await firm.documents.get(them.owner, them.document)).labels == back
+    await firm.library.relabelling.relabel(them.owner, them.document, back)
+    assert (await firm.library.search.search(stranger, QUESTION, 5)).passages == []  # the fence, before the index
+    assert (await firm.library.documents.get(them.owner, them.document)).labels == back

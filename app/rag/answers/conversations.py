@@ -19,7 +19,8 @@ from app.errors import NotFound
 from app.gateway import cursor as cursors
 from app.rag.answers.followup import Before, rewrite
 from app.rag.answers.log import Asked
-from app.rag.answers.service import AnswerService, OpenAnswer
+from app.rag.answers.opened import OpenAnswer
+from app.rag.answers.service import AnswerService
 from app.rag.api.schemas import AnswerRequest, SearchedView
 from app.rag.documents.service import visible
 from app.rag.models import Document

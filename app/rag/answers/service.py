@@ -4,58 +4,38 @@ search → evidence → prompt → gateway → deltas → citations. Code never 
 say is not there, and an answer without one verified quote counts as a refusal.
 """
 
+import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-from opentelemetry import trace
-from uuid_utils.compat import uuid7
+import msgspec
 
 from app.config import RagSettings
-from app.errors import source_gone
-from app.gateway.schemas import ChatRequest, Message, Sampling, Segment, Usage
+from app.gateway.cache.kept import CachedSource, CacheQuery
+from app.gateway.schemas import ChatRequest, Message, Sampling, Segment
 from app.gateway.service import Gateway
 from app.gateway.stream import ChatStream
-from app.rag.answers.citations import Citation, CitationScanner
 from app.rag.answers.log import AnswerLog, Asked
-from app.rag.answers.prompts import HEADER, REFUSAL, render_passage, render_question
-from app.rag.api.schemas import AnswerRequest, AnswerView, CitationView, EvidenceView, UnverifiedView, UsageView
+from app.rag.answers.opened import OpenAnswer
+from app.rag.answers.prompts import HEADER, render_passage, render_question
+from app.rag.api.schemas import AnswerRequest, AnswerView
 from app.rag.forget import Forgetting, source_ids
-from app.rag.retrieval.rights import Rights, Watch
+from app.rag.index.base import FloatArray
+from app.rag.retrieval.rights import Rights
 from app.rag.retrieval.search import Found, SearchService
+from app.rag.retrieval.slots import slots
 from app.telemetry import Stages
 from app.tenants.principal import Principal
 
-NO_MODEL = "none"
 # Byte-identical in every request, so that its keys and values are computed once for everybody.
 LEGAL_PROMPT = Path(__file__).with_name("legal_prompt.md").read_text().strip()
 
+# Answers made by other prompts are no answers to these.
+PROMPT_VERSION = hashlib.sha256((LEGAL_PROMPT + HEADER).encode()).hexdigest()[:16]
+CALM = 0.5  # of what counts as overload: up to it everything that was found is read
+
 _STRUCTURE = re.compile(r"(?i)\[\s*\d|(?:question|passages)\s*:")
-
-
-@dataclass(frozen=True)
-class AnswerDelta:
-    """Text as the model writes it."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class CitationFound:
-    citation: CitationView
-
-
-@dataclass(frozen=True)
-class AnswerDone:
-    """Last: the whole answer. Where it differs from the deltas (a refusal for want of support), it is what counts."""
-
-    answer: AnswerView
-
-
-AnswerEvent = AnswerDelta | CitationFound | AnswerDone
 
 
 class AnswerService:
@@ -88,7 +68,18 @@ class AnswerService:
         )
         for stage, milliseconds in found.timings_ms.items():
             stages.add(stage, milliseconds)
-        return await self.ask(principal, request, found.passages, found.confidence, stages, asked)
+        given = found.passages[: self._affordable(request)]
+        query = None
+        if found.vector is not None and asked is None:  # a turn's question hangs on what was said before
+            query = cache_query(request, given, found.vector)
+        left_out = len(found.passages) - len(given)
+        return await self.ask(principal, request, given, found.confidence, stages, asked, query, left_out)
+
+    def _affordable(self, request: AnswerRequest) -> int:
+        """Passages to read: under load fewer, from half of what counts as overload on."""
+        pressure = self._gateway.pressure(request.model or self._gateway.router.default_model)
+        most, least = self._settings.passages, min(self._settings.passages, self._settings.min_passages)
+        return most if pressure < CALM else round(most - (most - least) * (pressure - CALM) / (1 - CALM))
 
     async def ask(
         self,
@@ -98,6 +89,8 @@ class AnswerService:
         confidence: float,
         stages: Stages,
         asked: Asked | None = None,
+        query: CacheQuery | None = None,
+        left_out: int = 0,
     ) -> "OpenAnswer":
         """Put the question with these passages to the model; without any worth asking about, refuse unasked."""
         model = request.model or self._gateway.router.default_model
@@ -110,6 +103,7 @@ class AnswerService:
                 sampling=Sampling(temperature=0.0, max_tokens=self._settings.max_answer_tokens),
                 quote_sources=tuple(fold(found.text) for found in passages) if request.quote_lock else (),
                 endpoint="answers",
+                cache_query=query,
             )
             stream = await self._gateway.open(principal, chat, stages)
         passages = passages if stream else []  # without a model nothing was read
@@ -119,8 +113,34 @@ class AnswerService:
 
         async def keep(view: AnswerView) -> None:
             await self._log.write(principal, model, view, passages, asked)
+            if stream and (cited := quotable(view, passages)):
+                await self._gateway.checked(principal, stream, view.answer, cited)
 
-        return OpenAnswer(passages, stream, stages, self._forgetting, watch, keep, asked)
+        return OpenAnswer(passages, stream, stages, self._forgetting, watch, keep, asked, left_out)
+
+
+def cache_query(request: AnswerRequest, passages: list[Found], vector: FloatArray) -> CacheQuery:
+    """What the semantic cache needs to know of a question and of what was found for it."""
+    depends = (request.collection, request.documents, request.quote_lock, PROMPT_VERSION)
+    return CacheQuery(
+        question=request.question,
+        vector=vector,
+        slots=slots(request.question, [found.title for found in passages]),
+        scope=msgspec.json.encode(depends).decode(),
+        evidence=tuple(_source(found) for found in passages),
+    )
+
+
+def quotable(view: AnswerView, passages: list[Found]) -> frozenset[CachedSource]:
+    """What a complete answer quotes; empty where anything of it was not verified, or a passage speaks to the model."""
+    sound = view.citations and not view.unverified and not view.flags and not view.refused
+    if not sound or not all(citation.verified for citation in view.citations):
+        return frozenset()
+    return frozenset(_source(passages[citation.marker - 1]) for citation in view.citations)
+
+
+def _source(found: Found) -> CachedSource:
+    return CachedSource(found.passage.chunk_id, found.passage.document_id, found.passage.version)
 
 
 def prompt(
@@ -154,127 +174,3 @@ def contained(text: str) -> str:
     """A passage's text in the one line that is its own: it cannot begin like a line of the prompt's structure."""
     folded = fold(text)
     return f"… {folded}" if _STRUCTURE.match(folded) else folded
-
-
-class OpenAnswer:
-    """An answer on its way; iterate `events()` once."""
-
-    def __init__(
-        self,
-        passages: list[Found],
-        stream: ChatStream | None,
-        stages: Stages,
-        forgetting: Forgetting,
-        watch: Watch,
-        keep: Callable[[AnswerView], Awaitable[None]],
-        asked: Asked | None,
-    ) -> None:
-        self._id = uuid7()
-        self._titles = {UUID(found.passage.document_id): found.title for found in passages}
-        self._scanner = CitationScanner([found.evidence for found in passages])
-        self._stream = stream
-        self._stages = stages
-        self._text = ""
-        self._views: list[CitationView] = []
-        self.citations: list[Citation] = []
-        self._sources = {s for f in passages for s in source_ids(f.passage.document_id, f.passage.version)}
-        self._forgetting = forgetting
-        self._watch = watch
-        self._keep = keep
-        self._asked = asked
-        self._evidence = [_evidence(number, found) for number, found in enumerate(passages, start=1)]
-        self._speculation: dict[str, Any] | None = None
-
-    async def _require_sources(self) -> None:
-        """Nothing more is said of what may not be read any more. Rights may take a moment to ask for, in which a
-        document may go.
-        """
-        self._require_present()
-        await self._watch.require()
-        self._require_present()
-
-    def _require_present(self) -> None:
-        if self._forgetting.any_gone(self._sources):
-            raise source_gone()
-
-    async def events(self) -> AsyncIterator[AnswerEvent]:
-        """Deltas and citations as they come, then the whole. Raises Conflict when a document that is read has gone."""
-        if self._stream is None:
-            view = self._view(REFUSAL, refused=True, usage=Usage(), served_by=NO_MODEL)
-            await self._keep(view)
-            yield AnswerDelta(REFUSAL)
-            yield AnswerDone(view)
-            return
-        async with self._stream:
-            async for delta in self._stream:
-                await self._require_sources()
-                self._speculation = delta.speculation or self._speculation
-                if delta.text:
-                    self._text += delta.text
-                    yield AnswerDelta(delta.text)
-                    for citation in self._verify(self._scanner.feed(delta.text)):
-                        yield CitationFound(citation)
-        with self._stages.stage("verify"):
-            last = self._verify(self._scanner.finish())
-        await self._require_sources()
-        for citation in last:
-            yield CitationFound(citation)
-        view = self._conclude(self._stream)
-        await self._keep(view)
-        await self._require_sources()
-        yield AnswerDone(view)
-
-    async def complete(self) -> AnswerView:
-        """The whole answer at once."""
-        async for event in self.events():
-            if isinstance(event, AnswerDone):
-                return event.answer
-        raise AssertionError("events() ends with AnswerDone")
-
-    def _verify(self, citations: list[Citation]) -> list[CitationView]:
-        views = [CitationView.of(c, self._titles[UUID(c.document_id)]) for c in citations]
-        self.citations += citations
-        self._views += views
-        return views
-
-    def _conclude(self, stream: ChatStream) -> AnswerView:
-        refused = REFUSAL in self._text or not any(citation.verified for citation in self.citations)
-        text = REFUSAL if refused else self._text.strip()
-        return self._view(text, refused=refused, usage=stream.usage, served_by=stream.served_by)
-
-    def _view(self, text: str, *, refused: bool, usage: Usage, served_by: str) -> AnswerView:
-        span = trace.get_current_span()
-        span.set_attribute("precedent.refused", refused)
-        return AnswerView(
-            id=self._id,
-            answer=text,
-            refused=refused,
-            citations=[] if refused else self._views,
-            usage=UsageView(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
-            timings_ms=self._stages.total(),
-            served_by=served_by,
-            speculation=self._speculation,
-            unverified=[] if refused else self._unverified(),
-            evidence=self._evidence,
-            flags=sorted({flag for one in self._evidence for flag in one.flags}),
-            searched=self._asked.searched if self._asked else None,
-        )
-
-    def _unverified(self) -> list[UnverifiedView]:
-        """Offsets in the answer as it is shown, without the white space before it."""
-        before = len(self._text) - len(self._text.lstrip())
-        found = self._scanner.unverified
-        return [UnverifiedView(one.marker, one.said, one.start - before, one.end - before) for one in found]
-
-
-def _evidence(number: int, found: Found) -> EvidenceView:
-    passage = found.passage
-    return EvidenceView(
-        marker=number,
-        document_id=UUID(passage.document_id),
-        document=found.title,
-        version=passage.version,
-        chunk_id=passage.chunk_id,
-        page=found.page,
-        flags=found.flags,
-    )

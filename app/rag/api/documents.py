@@ -16,7 +16,8 @@ from litestar.response import Stream
 from app.config import Settings
 from app.errors import AppError, InvalidRequest, UnreadableDocument
 from app.jobs import JobRunner
-from app.rag.answers.service import AnswerDelta, AnswerDone, AnswerService, CitationFound, OpenAnswer
+from app.rag.answers.opened import AnswerDelta, AnswerDone, CitationFound, OpenAnswer
+from app.rag.answers.service import AnswerService
 from app.rag.api.schemas import (
     DEFAULT_COLLECTION,
     AnswerRequest,

@@ -269,7 +269,8 @@ class UsageView(Struct):
 
 
 class AnswerView(Struct):
-    """`cache` says which cache layer answered; there is none yet, so it is always "none".
+    """`cache`: hit, draft (a kept answer that the model verified) or miss of the semantic cache; none where it was not
+    asked. `left_out`: passages that were found and not read, because the engine was busy.
 
     speculation: what drafts brought where the in-process engine answered; null elsewhere, and where none was tried.
     unverified: quotations that stand in the answer and in none of the passages.
@@ -284,6 +285,7 @@ class AnswerView(Struct):
     timings_ms: dict[str, float]
     served_by: str
     cache: str = "none"
+    left_out: int = 0
     speculation: dict[str, Any] | None = None
     unverified: list[UnverifiedView] = []
     evidence: list[EvidenceView] = []

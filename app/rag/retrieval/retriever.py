@@ -64,12 +64,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """`confidence` in 0-1: how likely the passages hold an answer at all. `timings_ms`: embed, search, rerank."""
+    """`confidence` in 0-1: how likely the passages hold an answer at all. `timings_ms`: embed, search, rerank.
+    `vector`: of the question as it was asked, of unit length."""
 
     passages: tuple[Passage, ...]
     confidence: float
     timings_ms: Mapping[str, float]
     decision: Decision
+    vector: FloatArray
     features: Mapping[str, float] = field(default_factory=dict)  # what the confidence was computed from
 
 
@@ -88,7 +90,8 @@ class Retriever:
         """The best `query.k` passages the caller may see; fewer when there are fewer."""
         began = perf_counter()
         asked = plan(query.text, expand=self._expand)
-        content, named = self._embed(asked)
+        question, named = self._embed(asked)
+        content = self._expected(question, asked)
         embedded = perf_counter()
         where = SearchFilter(query.tenant, query.atoms, query.collection, query.document_ids)
         routed = self._route(asked, named, where)
@@ -104,16 +107,18 @@ class Retriever:
         }
         scope = "all" if not routed else "routed" if decisive(routed) else "routed and all"
         decision = Decision(asked, routed, scope, len(candidates))
-        return SearchResult(tuple(map(_passage, ranked)), confidence(features), timings, decision, features)
+        return SearchResult(tuple(map(_passage, ranked)), confidence(features), timings, decision, question, features)
 
     def _embed(self, asked: QueryPlan) -> tuple[FloatArray, FloatArray | None]:
-        """The question's vector, moved halfway to the clause wording it expects, and the document name's vector."""
+        """The question's vector and the document name's."""
         vectors = self._embedder.embed_queries([asked.content, asked.route] if asked.route else [asked.content])
-        content, named = vectors[0], vectors[1] if asked.route else None
-        if asked.wordings:
-            expected = _unit(self._wording_vectors(asked.wordings).mean(axis=0))
-            content = _unit(content + expected)
-        return content, named
+        return vectors[0], vectors[1] if asked.route else None
+
+    def _expected(self, question: FloatArray, asked: QueryPlan) -> FloatArray:
+        """The question's vector, moved halfway to the clause wording it expects."""
+        if not asked.wordings:
+            return question
+        return _unit(question + _unit(self._wording_vectors(asked.wordings).mean(axis=0)))
 
     def _wording_vectors(self, wordings: Sequence[str]) -> FloatArray:
         with self._lock:

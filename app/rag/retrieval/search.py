@@ -14,6 +14,7 @@ from app.rag.answers.hostile import flags
 from app.rag.documents.chunking import Chunk
 from app.rag.documents.filters import FactFilter
 from app.rag.documents.service import ANY, DocumentService, get_visible, labels_of, visible
+from app.rag.index.base import FloatArray
 from app.rag.index.points import chunk_id
 from app.rag.models import Chunk as ChunkRow
 from app.rag.models import Document
@@ -61,13 +62,15 @@ class Dropped:
 
 @dataclass(frozen=True)
 class FoundList:
-    """`dropped` and `decision` explain the search. Of what the caller may not see they say nothing."""
+    """`dropped` and `decision` explain the search. Of what the caller may not see they say nothing. `vector`: the
+    question's, of unit length."""
 
     passages: list[Found]
     confidence: float
     timings_ms: dict[str, float]
     decision: Decision | None = None
     dropped: tuple[Dropped, ...] = ()
+    vector: FloatArray | None = None
 
 
 class SearchService:
@@ -122,7 +125,7 @@ class SearchService:
             timings["rerank"] += (perf_counter() - began) * 1e3
             found = await self._still(await self._rights.now(principal, generation), found)
         decision = replace(result.decision, routed=routed)
-        return FoundList(found[:k], result.confidence, timings, decision, dropped)
+        return FoundList(found[:k], result.confidence, timings, decision, dropped, result.vector)
 
     async def _still(self, principal: Principal, found: list[Found]) -> list[Found]:
         """Without what was deleted, replaced or hidden since the fence: reranking takes its time."""
