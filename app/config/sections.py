@@ -185,6 +185,11 @@ class RagSettings:
         2,
         "Passages at least, where the engine is so busy that it is given fewer (from half of limits.overload_seconds).",
     )
+    reuse_noise: float = setting(
+        0.0,
+        "Share by which a passage may score less and yet come first in the prompt, where its keys and values are in "
+        "memory already; 0: strictly by score.",
+    )
     max_answer_tokens: int = setting(256, "Most tokens of an answer.")
     min_confidence: float = setting(
         0.15, "Below this retrieval confidence (0 to 1) a question is refused without asking the model."

@@ -106,6 +106,8 @@ class Settings:
             raise ConfigurationError("[auth] key_cache_seconds must lie between 0 and 1")
         if self.telemetry.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"[telemetry] log_level {self.telemetry.log_level!r} is not a level")
+        if not 0 <= self.rag.reuse_noise < 1:
+            raise ConfigurationError("[rag] reuse_noise must lie between 0 and 1")
         if self.rag.chunk_characters < 100:
             raise ConfigurationError("[rag] chunk_characters must be at least 100")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from app.config import RouteSettings, TargetSettings
@@ -90,6 +91,11 @@ class Gateway:
     def pressure(self, model: str) -> float:
         """How near the model's engines are to overload, from 0 to 1. Raises ModelNotFound."""
         return self.board.planner.pressure(self.router.plan(model))
+
+    def resident(self, model: str) -> Mapping[str, int]:
+        """What the model's first target has in KV memory (prefixes.py). Raises ModelNotFound."""
+        first = self.router.plan(model).targets[0]
+        return self.board.targets[first].provider.resident()
 
     async def count_tokens(self, principal: Principal, request: ChatRequest) -> tuple[int, bool]:
         """(prompt tokens, whether exact): counted by the first able target's own tokenizer, else estimated.

@@ -9,7 +9,7 @@ UpstreamError                 this target is of no use (bad credentials, nonsens
 └── UpstreamTimeout           silent for too long: the next one is tried
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,10 @@ class Provider(Protocol):
 
     def queue_ms(self) -> float | None:
         """When the first token of a short request would come; None where the provider cannot tell. Costs nothing."""
+        ...
+
+    def resident(self) -> Mapping[str, int]:
+        """Beginnings of prompts whose keys and values it holds, with their tokens (prefixes.py); empty: unknown."""
         ...
 
     async def probe(self) -> None:

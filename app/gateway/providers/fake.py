@@ -1,7 +1,7 @@
 """A provider of deterministic text, delays and failures: for tests, demonstrations and load without a model."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from app.config import TargetSettings
 from app.errors import ConfigurationError, InvalidRequest, RateLimited
@@ -62,6 +62,9 @@ class FakeProvider:
 
     def queue_ms(self) -> float | None:
         return self._queue_ms
+
+    def resident(self) -> Mapping[str, int]:
+        return {}
 
     async def probe(self) -> None:
         if self._status and not self._after:

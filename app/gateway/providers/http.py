@@ -103,6 +103,9 @@ class HttpProvider:
     def queue_ms(self) -> float | None:
         return None
 
+    def resident(self) -> Mapping[str, int]:
+        return {}
+
     async def probe(self) -> None:
         """Any answer to a GET that is no server error says that the upstream is there."""
         if self._client is None:

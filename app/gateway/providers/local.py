@@ -1,7 +1,7 @@
 """The in-process engine as a provider: with local_request and local_answer the one door between gateway and engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from itertools import takewhile
 from pathlib import Path
@@ -191,6 +191,11 @@ class LocalProvider:
         if self.unhealthy():
             return None
         return queue_ms(self._ready()[0])
+
+    def resident(self) -> Mapping[str, int]:
+        """Kept track of from the first time it is asked."""
+        self._advertised = True
+        return {} if self.unhealthy() else self._residency.resident(self._ready()[0])
 
     async def probe(self) -> None:
         if reason := self.unhealthy():

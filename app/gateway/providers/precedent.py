@@ -69,6 +69,9 @@ class PrecedentProvider(HttpProvider):
     def queue_ms(self) -> float | None:
         return self._advert.ttft_ms if self._advert else None
 
+    def resident(self) -> Mapping[str, int]:
+        return self._advert.prefixes if self._advert else {}
+
     async def forget(self, source_ids: Collection[str]) -> None:
         """Told at once, and again every second until it is confirmed: a replica that was away hears it then."""
         self._unsaid |= set(source_ids)

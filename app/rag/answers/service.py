@@ -18,6 +18,7 @@ from app.gateway.service import Gateway
 from app.gateway.stream import ChatStream
 from app.rag.answers.log import AnswerLog, Asked
 from app.rag.answers.opened import OpenAnswer
+from app.rag.answers.order import reuse_order
 from app.rag.answers.prompts import HEADER, render_passage, render_question
 from app.rag.api.schemas import AnswerRequest, AnswerView
 from app.rag.forget import Forgetting, source_ids
@@ -68,12 +69,19 @@ class AnswerService:
         )
         for stage, milliseconds in found.timings_ms.items():
             stages.add(stage, milliseconds)
-        given = found.passages[: self._affordable(request)]
+        given = self._ordered(principal, request, found.passages[: self._affordable(request)])
         query = None
         if found.vector is not None and asked is None:  # a turn's question hangs on what was said before
             query = cache_query(request, given, found.vector)
         left_out = len(found.passages) - len(given)
         return await self.ask(principal, request, given, found.confidence, stages, asked, query, left_out)
+
+    def _ordered(self, principal: Principal, request: AnswerRequest, passages: list[Found]) -> list[Found]:
+        noise = self._settings.reuse_noise
+        if not noise:
+            return passages
+        resident = self._gateway.resident(request.model or self._gateway.router.default_model)
+        return reuse_order(passages, resident, noise, lambda some: prompt(principal, some, request.question))
 
     def _affordable(self, request: AnswerRequest) -> int:
         """Passages to read: under load fewer, from half of what counts as overload on."""
