@@ -45,6 +45,7 @@ from app.gateway.controllers_engine import EngineController, watch
 from app.gateway.controllers_replica import ReplicaController
 from app.gateway.controllers_requests import RequestController, get_series, get_usage
 from app.gateway.controllers_routes import RouteController
+from app.rag.api.cache import test_cache
 from app.rag.api.conversations import ConversationController
 from app.rag.api.documents import DocumentController, answer, search
 from app.rag.api.evaluation import CaseController, give_feedback, list_feedback
@@ -78,6 +79,7 @@ LIBRARY = (
     give_feedback,
     list_feedback,
     CaseController,
+    test_cache,
 )
 
 

@@ -59,6 +59,22 @@ async def test_a_like_question_is_answered_from_the_cache_and_a_different_one_is
     assert next(row for row in log if row["cache"] == "hit")["cost_micros"] == 0
 
 
+async def test_a_question_can_be_tried_on_the_cache(cached: Site) -> None:
+    headers = await cached.headers("try")
+    await cached.file("lease.md", LEASE, headers)
+    body = {"question": ASK, "model": "quoting"}
+    path = "/api/v1/cache/semantic/test"
+    assert (await cached.client.post(path, json=body, headers=headers)).json()["outcome"] == "miss"
+    await ask(cached, headers)
+    said = (await cached.client.post(path, json=body, headers=headers)).json()
+    assert (said["outcome"], said["kept"], said["similarity"]) == ("hit", ASK, 1.0)
+    body["question"] = "What is not the rent under the lease?"
+    said = (await cached.client.post(path, json=body, headers=headers)).json()
+    assert said["outcome"] == "draft" and "not:" in said["reason"]
+    state = (await cached.client.get("/api/v1/cache/semantic", headers=headers)).json()
+    assert (state["hits"], state["drafts"], state["misses"]) == (0, 0, 1), "trying counts for nothing"
+
+
 async def test_another_tenant_another_matter_and_a_new_version_miss(cached: Site) -> None:
     headers = await cached.headers("walls", labels="m-1")
     filed = await cached.client.post("/api/v1/documents", files={"files": ("lease.md", LEASE)}, headers=headers)

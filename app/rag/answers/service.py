@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from app.config import RagSettings
-from app.gateway.cache.kept import CachedSource, CacheQuery
+from app.gateway.cache.kept import CachedSource, CacheQuery, Lookup
 from app.gateway.schemas import ChatRequest, Message, Sampling, Segment
 from app.gateway.service import Gateway
 from app.gateway.stream import ChatStream
@@ -71,7 +71,7 @@ class AnswerService:
             stages.add(stage, milliseconds)
         given = self._ordered(principal, request, found.passages[: self._affordable(request)])
         query = None
-        if found.vector is not None and asked is None:  # a turn's question hangs on what was said before
+        if asked is None:  # a turn's question hangs on what was said before
             query = cache_query(request, given, found.vector)
         left_out = len(found.passages) - len(given)
         return await self.ask(principal, request, given, found.confidence, stages, asked, query, left_out)
@@ -88,6 +88,16 @@ class AnswerService:
         pressure = self._gateway.pressure(request.model or self._gateway.router.default_model)
         most, least = self._settings.passages, min(self._settings.passages, self._settings.min_passages)
         return most if pressure < CALM else round(most - (most - least) * (pressure - CALM) / (1 - CALM))
+
+    async def look(self, principal: Principal, request: AnswerRequest) -> tuple[CacheQuery, Lookup]:
+        """What the semantic cache would say to this question. Nothing is asked, counted or kept."""
+        found = await self._search.search(
+            principal, request.question, self._settings.passages, request.collection, request.documents
+        )
+        query = cache_query(request, found.passages, found.vector)
+        model = request.model or self._gateway.router.default_model
+        self._gateway.router.plan(model)
+        return query, await self._gateway.semantic.look(principal, ChatRequest(model, ()), query)
 
     async def ask(
         self,

@@ -68,9 +68,9 @@ class FoundList:
     passages: list[Found]
     confidence: float
     timings_ms: dict[str, float]
+    vector: FloatArray
     decision: Decision | None = None
     dropped: tuple[Dropped, ...] = ()
-    vector: FloatArray | None = None
 
 
 class SearchService:
@@ -125,7 +125,7 @@ class SearchService:
             timings["rerank"] += (perf_counter() - began) * 1e3
             found = await self._still(await self._rights.now(principal, generation), found)
         decision = replace(result.decision, routed=routed)
-        return FoundList(found[:k], result.confidence, timings, decision, dropped, result.vector)
+        return FoundList(found[:k], result.confidence, timings, result.vector, decision, dropped)
 
     async def _still(self, principal: Principal, found: list[Found]) -> list[Found]:
         """Without what was deleted, replaced or hidden since the fence: reranking takes its time."""
