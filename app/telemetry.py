@@ -21,7 +21,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from app.config import TelemetrySettings
 
 # The spans of the walk of one question, in order; below the request's own span.
-WALK = ("auth", "embed", "search", "rerank", "route", "queue", "prefill", "decode", "verify")
+WALK = (
+    "auth", "embed", "search", "rerank", "route", "cache", "limits", "queue", "prefill", "decode", "verify",
+)  # fmt: skip
 
 tracer = trace.get_tracer("precedent")
 

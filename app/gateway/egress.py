@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
+from opentelemetry.propagate import inject
 
 from app.config import TargetSettings
 from app.errors import ConfigurationError, UpstreamError
 from app.gateway.aiohttp_transport import AiohttpTransport
-from app.telemetry import logger
+from app.telemetry import logger, recording
 
 log = logger(__name__)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -129,6 +130,9 @@ class Egress:
             if len(self._urls) >= MAX_PATHS:
                 self._urls.clear()
             url = self._urls[path] = httpx.URL(self._base + path.lstrip("/"))
+        if recording():
+            headers = dict(headers)
+            inject(headers)  # traceparent, by which the upstream's spans hang below ours
         extensions = {"timeout": self._timeout}
         request = httpx.Request(method, url, headers=headers, content=body, extensions=extensions)
         return await self._transport.handle_async_request(request)

@@ -117,6 +117,22 @@ class ChatStream:
             self.usage.cached_tokens,
         )
 
+    def _describe(self, span: trace.Span) -> None:
+        """By the conventions for generative AI (https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/)."""
+        span.set_attributes(
+            {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": self.target.provider or "precedent",
+                "gen_ai.request.model": self.exchange.request.model,
+                "gen_ai.response.model": self.target.model or self.exchange.request.model,
+                "gen_ai.response.finish_reasons": (self.finish_reason or "cancelled",),
+                "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": self.usage.completion_tokens,
+                "precedent.target": self.served_by,
+                "precedent.cache": self.exchange.record.cache,
+            }
+        )
+
     async def _close(self, error: BaseException | None) -> None:
         try:
             await self._deltas.aclose()
@@ -125,7 +141,5 @@ class ChatStream:
         if self.finish_reason is None:
             self._estimate()
         self.exchange.ended(error, self.finish_reason)
-        span = trace.get_current_span()
-        span.set_attribute("gen_ai.usage.input_tokens", self.usage.prompt_tokens)
-        span.set_attribute("gen_ai.usage.output_tokens", self.usage.completion_tokens)
+        self._describe(trace.get_current_span())
         await self._finish(self)

@@ -3,15 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from app.asgi import create_app
 from app.config import RouteSettings, TargetSettings
 from app.telemetry import WALK
-from tests.conftest import QUOTE, fake_settings, open_site
+from app.tenants.principal import Scope
+from tests.conftest import QUOTE, fake_settings, listen, open_site
+from tests.gateway import wires
+from tests.gateway.upstream import answering, prepared, upstream
 from tests.rag.test_documents_api import LEASE
 
 
@@ -42,5 +47,23 @@ async def test_one_trace_holds_the_walk(tmp_path: Path, spans: InMemorySpanExpor
     finished = spans.get_finished_spans()
     [request] = [span for span in finished if span.parent is None and "answers" in span.name]
     walked = {span.name for span in finished if span.context.trace_id == request.context.trace_id}
-    in_engine = {"queue", "prefill", "decode"}  # a fake target has none of these
+    in_engine = {"queue", "prefill", "decode", "cache"}  # a fake target has none of these; the cache is off
     assert set(WALK) - in_engine <= walked
+    assert request.attributes
+    assert request.attributes["gen_ai.request.model"] == "quoting"
+    assert request.attributes["gen_ai.response.finish_reasons"] == ("stop",)
+    assert request.attributes["gen_ai.usage.output_tokens"] == len(f"It says [1]: {QUOTE}".split())
+
+
+async def test_upstreams_are_told_the_trace(tmp_path: Path, spans: InMemorySpanExporter) -> None:
+    async with upstream(answering(*wires.OPENAI_TEXT)) as running:
+        target = TargetSettings(name="far", provider="openai", base_url=running.url, allow_private=True)
+        settings = fake_settings(tmp_path, targets=(target,), routes=(RouteSettings(model="m", targets=("far",)),))
+        key = await prepared(settings, Scope.CHAT)
+        async with listen(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as client:
+            body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+            headers = {"authorization": f"Bearer {key}"}
+            assert (await client.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
+        [asked] = running.exchanges
+        [request] = [s for s in spans.get_finished_spans() if s.parent is None and "completions" in s.name]
+        assert asked.headers["traceparent"].split("-")[1] == f"{request.context.trace_id:032x}"
