@@ -1,4 +1,5 @@
-"""PDF by pypdfium2: the text layer, one box per character. pdfium is not thread-safe: one document at a time."""
+"""PDF by pypdfium2: the text layer, one box per character; pages without one by text recognition, where that is
+installed. pdfium is not thread-safe: one document at a time."""
 
 import contextlib
 import ctypes
@@ -15,6 +16,7 @@ import pypdfium2.raw as raw  # type: ignore[import-untyped,unused-ignore]
 from app.errors import UnreadableDocument
 from app.rag.parsing.document import Page, ParsedDocument
 from app.rag.parsing.media import PDF
+from app.rag.parsing.ocr import SCALE, available, characters_of, words_of
 from app.rag.parsing.text import limited, title_of
 
 MAX_PAGES = 10_000
@@ -64,7 +66,8 @@ def _read(document: Any, filename: str, max_characters: int) -> ParsedDocument:
     text = "".join(characters)
     if not text.strip():
         raise UnreadableDocument(
-            f"{filename!r} has no text layer: it is scanned or empty. Run text recognition (OCR) on it first.",
+            f"{filename!r} has no text layer: it is scanned or empty. Run text recognition on it first, or install "
+            "Tesseract and the extra `ocr`.",
             reason="scanned",
         )
     return ParsedDocument(_title(document, text, filename), text, PDF, tuple(pages), boxes=_array(boxes))
@@ -72,13 +75,23 @@ def _read(document: Any, filename: str, max_characters: int) -> ParsedDocument:
 
 def _read_page(document: Any, index: int, characters: list[str], boxes: list[_Box]) -> tuple[float, float]:
     """Append the page's characters and boxes; returns its width and height in points."""
+    before = len(characters)
     with contextlib.closing(document[index]) as page, contextlib.closing(page.get_textpage()) as textpage:
         handle = textpage.raw
         for position, character in _characters(handle, raw.FPDFText_CountChars(handle)):
             characters.append(character)
             boxes.append(_NO_INK if character.isspace() else _box(handle, position))
         width, height = page.get_size()
+        if len(characters) == before and available():
+            _recognise(page, height, characters, boxes)
     return float(width), float(height)
+
+
+def _recognise(page: Any, height: float, characters: list[str], boxes: list[_Box]) -> None:
+    image = page.render(scale=SCALE).to_pil()
+    for character, box in characters_of(words_of(image, float(height))):
+        characters.append(character)
+        boxes.append(box or _NO_INK)
 
 
 def _characters(handle: Any, count: int) -> Iterator[tuple[int, str]]:
