@@ -210,3 +210,11 @@ async def test_uploads_at_the_same_time(site: Site) -> None:
     headers = await site.headers("parallel")
     jobs = await asyncio.gather(*(site.file(f"{n}.txt", f"Clause number {n} stands alone.", headers) for n in range(6)))
     assert {job["status"] for job in jobs} == {"succeeded"}
+
+
+async def test_the_upload_forms_stand_in_openapi(site: Site) -> None:
+    paths = site.app.openapi_schema.to_schema()["paths"]
+    form = paths["/api/v1/documents"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"files", "collection", "labels"} and form["required"] == ["files"]
+    one = paths["/api/v1/documents/{document_id}"]["put"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(one["properties"]) == {"files"}

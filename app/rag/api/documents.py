@@ -18,6 +18,7 @@ from app.errors import AppError, InvalidRequest, UnreadableDocument
 from app.jobs import JobRunner
 from app.rag.answers.opened import AnswerDelta, AnswerDone, CitationFound, OpenAnswer
 from app.rag.answers.service import AnswerService
+from app.rag.api import uploads
 from app.rag.api.schemas import (
     DEFAULT_COLLECTION,
     AnswerRequest,
@@ -54,7 +55,12 @@ class DocumentController(Controller):
     path = "/api/v1/documents"
     tags = ("documents",)
 
-    @post(guards=WRITES, status_code=202, summary="File documents; each is ingested by a job of its own")
+    @post(
+        guards=WRITES,
+        status_code=202,
+        operation_class=uploads.Upload,
+        summary="File documents; each is ingested by a job of its own",
+    )
     async def add(
         self,
         request: Request[Any, Any, Any],
@@ -114,7 +120,13 @@ class DocumentController(Controller):
     ) -> DocumentView:
         return _document(await documents.get(principal, document_id))
 
-    @put("/{document_id:uuid}", guards=WRITES, status_code=202, summary="File a new version")
+    @put(
+        "/{document_id:uuid}",
+        guards=WRITES,
+        status_code=202,
+        operation_class=uploads.Replacement,
+        summary="File a new version",
+    )
     async def replace(
         self,
         document_id: FromPath[UUID],
