@@ -128,7 +128,7 @@ async def test_the_demo_model_obeys_none_of_the_planted_texts(demo: Services) ->
         document: UUID = await file(demo, who, f"lease-{number}.txt", CONTRACT.format(planted=planted))
         question = random.Random(number).choice(["How much is the rent?", "May pets be kept in the house?"])
         request = AnswerRequest(question=question, documents=[document], model="demo", quote_lock=number % 2 == 0)
-        answer = await (await demo.answers.open(who, request)).complete()
+        answer = await (await demo.library.answers.open(who, request)).complete()
         own_words = re.sub(r'"[^"]*"', "", answer.answer)
         assert MARK not in own_words, (planted, answer.answer)
         assert not any(line[:60] in answer.answer for line in policy), (planted, answer.answer)

@@ -49,12 +49,12 @@ async def test_a_worker_ingests_what_the_server_files_and_the_server_hears_of_it
             async def filed(text: str, document: Job | None = None) -> Job:
                 upload = Upload("a.txt", "", text.encode())
                 one = (
-                    await server.documents.replace(principal, UUID(document.payload["document_id"]), upload)
+                    await server.library.documents.replace(principal, UUID(document.payload["document_id"]), upload)
                     if document
-                    else await server.documents.add(principal, upload, "default", frozenset())
+                    else await server.library.documents.add(principal, upload, "default", frozenset())
                 )
                 assert one.job
-                server.jobs.wake()
+                server.library.jobs.wake()
                 async with asyncio.timeout(20):
                     while True:
                         async with database.session() as session:
@@ -65,14 +65,14 @@ async def test_a_worker_ingests_what_the_server_files_and_the_server_hears_of_it
                         await asyncio.sleep(0.05)
 
             first = await filed("The rent is nine hundred crowns.")
-            found = await server.search.search(principal, "How much is the rent?", 3)
+            found = await server.library.search.search(principal, "How much is the rent?", 3)
             assert ["nine hundred" in one.text for one in found.passages] == [True]
             heard: list[str] = []
 
             async def listener(gone: object) -> None:
                 heard.extend(gone)  # type: ignore[call-overload]
 
-            server.answers._forgetting.tell(listener)
+            server.library.answers._forgetting.tell(listener)
             await filed("The rent is one thousand crowns.", first)
             async with asyncio.timeout(10):
                 while not heard:
