@@ -31,11 +31,25 @@ async def upgrade(database: Database) -> None:
 
 async def require_current(database: Database) -> None:
     """Raise Unavailable when the database is not at this code's revision."""
-    head = ScriptDirectory.from_config(_config(None)).get_current_head()
+    needed = head()
     async with database.engine.connect() as connection:
         current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-    if current != head:
-        raise Unavailable(f"The database is at revision {current}, this version needs {head}: run 'precedent migrate'.")
+    if current != needed:
+        raise Unavailable(
+            f"The database is at revision {current}, this version needs {needed}: run 'precedent migrate'."
+        )
+
+
+def head() -> str:
+    """The revision that this code needs."""
+    found = ScriptDirectory.from_config(_config(None)).get_current_head()
+    assert found is not None, "there is a first migration"
+    return found
+
+
+def knows(revision: str) -> bool:
+    """Whether a database at `revision` can be brought to this code's."""
+    return any(script.revision == revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions())
 
 
 async def drift(database: Database) -> list[object]:

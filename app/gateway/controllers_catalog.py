@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 
+from app.config.shown import shown
 from app.db import Database
 from app.errors import NotFound
 from app.gateway import catalog
@@ -76,6 +77,21 @@ class ConfigView(Struct):
     file: str | None
     loaded_at: datetime
     error: str | None
+
+
+class SettingView(Struct):
+    """`changed`: not the default. Secrets and passwords are shown as "…". `variable`: of the environment."""
+
+    section: str
+    name: str
+    value: str
+    changed: bool
+    variable: str
+    meaning: str
+
+
+class SettingList(Struct):
+    settings: list[SettingView]
 
 
 class Editor:
@@ -286,6 +302,10 @@ class ConfigController(Controller):
     @get(summary="What is loaded, and what could not be")
     async def state(self, reloader: NamedDependency[Reloader]) -> ConfigView:
         return _config(reloader)
+
+    @get("/settings", summary="The settings in force, without secrets")
+    async def settings(self, reloader: NamedDependency[Reloader]) -> SettingList:
+        return SettingList([SettingView(**dataclasses.asdict(one)) for one in shown(reloader.settings)])
 
     @post("/reload", status_code=200, summary="Read the file again now")
     async def reload(self, reloader: NamedDependency[Reloader]) -> ConfigView:

@@ -95,10 +95,13 @@ class SeriesPoint(Struct):
 
 
 class SeriesView(Struct):
+    """`total`: the whole range as one point."""
+
     start: datetime
     end: datetime
     step_seconds: int
     points: list[SeriesPoint]
+    total: SeriesPoint
 
 
 class RequestController(Controller):
@@ -163,7 +166,7 @@ def _narrowed(
         if given is not None:
             at = _zoned(given, name)
             query = query.where(RequestRecord.created_at >= at if name == "since" else RequestRecord.created_at < at)
-    return query
+    return query.where(RequestRecord.id >= cursors.first_id(since)) if since else query
 
 
 def _zoned(given: datetime, name: str) -> datetime:
@@ -220,9 +223,10 @@ async def get_series(
     database: NamedDependency[Database],
     start: FromQuery[datetime | None] = None,
     end: FromQuery[datetime | None] = None,
-    step_seconds: Annotated[int, QueryParameter(ge=60, le=401 * 86_400)] = 3600,
+    step_seconds: Annotated[int, QueryParameter(ge=60, le=86_400)] = 3600,
 ) -> SeriesView:
     within = usage.hours(start and _zoned(start, "start"), end and _zoned(end, "end"), now())
     async with database.session() as session:
-        points = await usage.series(session, principal.tenant_id, within, timedelta(seconds=step_seconds))
-    return SeriesView(within.start, within.end, step_seconds, [SeriesPoint(**point) for point in points])
+        points, total = await usage.series(session, principal.tenant_id, within, timedelta(seconds=step_seconds))
+    shown = [SeriesPoint(**point) for point in points]
+    return SeriesView(within.start, within.end, step_seconds, shown, SeriesPoint(**total))

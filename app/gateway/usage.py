@@ -1,5 +1,6 @@
 """What was used, from the ledger and the request log: sums by hour in UTC, and series for charts."""
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -65,8 +66,13 @@ async def hourly(session: AsyncSession, tenant_id: UUID, within: Range, group: s
     return list(await session.execute(query.group_by(*by).order_by(*by)))
 
 
-async def series(session: AsyncSession, tenant_id: UUID, within: Range, step: timedelta) -> list[dict[str, Any]]:
-    """Per step: requests, errors, tokens, cost, the first delta's median and 95th percentile. Raises InvalidRequest."""
+async def series(
+    session: AsyncSession, tenant_id: UUID, within: Range, step: timedelta
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Per step, and of the whole range: requests, errors, tokens, cost, the first delta's median and 95th percentile.
+
+    Raises InvalidRequest.
+    """
     points = math.ceil((within.end - within.start) / step)
     if points > MAX_POINTS:
         raise InvalidRequest(f"That would be {points} points; at most {MAX_POINTS}.", param="step_seconds")
@@ -83,7 +89,8 @@ async def series(session: AsyncSession, tenant_id: UUID, within: Range, step: ti
     result = await session.stream(query.execution_options(yield_per=1_000))
     async for row in result:
         found[int((row.created_at - within.start) / step)].append(row)
-    return [_point(within.start + number * step, found.get(number, [])) for number in range(points)]
+    of_steps = [_point(within.start + number * step, found.get(number, [])) for number in range(points)]
+    return of_steps, _point(within.start, list(itertools.chain.from_iterable(found.values())))
 
 
 def _point(at: datetime, rows: Sequence[Any]) -> dict[str, Any]:

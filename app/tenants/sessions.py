@@ -55,8 +55,8 @@ class Logins:
 
     async def with_link(self, token: str, address: str) -> Login:
         """A link works once. Raises Unauthenticated, which does not tell why, and RateLimited."""
-        place = f"address:{address}"
-        await self._failures.count(place)
+        link, place = f"link:{hash_key(token)}", f"address:{address}"
+        await self._failures.count(link, place)
         async with self._database.session() as session:
             # One statement, so that of two browsers at once one alone is let in.
             taken = delete(SignInLink).where(SignInLink.hash == hash_key(token), SignInLink.expires_at > now())
@@ -65,7 +65,7 @@ class Logins:
             await session.commit()
         if user is None or user.disabled_at:
             raise Unauthenticated("This link was used already or has expired.")
-        await self._failures.forgive(place, place)
+        await self._failures.forgive(link, place)
         return await self.begin(user, "link")
 
     async def begin(self, user: User, how: str) -> Login:

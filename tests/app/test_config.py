@@ -2,7 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from app.config import Settings, documented, settings_page
+from app.config import (
+    AuthSettings,
+    LimitSettings,
+    RagSettings,
+    Settings,
+    StorageSettings,
+    TelemetrySettings,
+    documented,
+    settings_page,
+)
+from app.config.shown import SECRET, shown
 from app.errors import ConfigurationError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -72,3 +82,30 @@ def test_every_setting_is_read_somewhere() -> None:
     code = "\n".join(path.read_text() for path in app.rglob("*.py") if "config" not in path.parts)
     unread = [f"{section}.{name}" for section, name, *_ in documented() if f".{name}" not in code]
     assert unread == []
+
+
+def test_settings_are_shown_without_secrets() -> None:
+    secret = "s3cr3t"
+    settings = Settings(
+        storage=StorageSettings(database_url=f"postgresql+asyncpg://precedent:{secret}@db/precedent"),
+        auth=AuthSettings(encryption_key=secret),
+        telemetry=TelemetrySettings(metrics_token=secret),
+        rag=RagSettings(qdrant_api_key=secret),
+        limits=LimitSettings(redis_url=f"redis://:{secret}@cache:6379/0"),
+    )
+    found = {f"{one.section}.{one.name}": one for one in shown(settings)}
+    assert secret not in str(found)
+    assert found["storage.database_url"].value == "postgresql+asyncpg://…@db/precedent"
+    assert found["auth.encryption_key"].value == "…" and found["auth.encryption_key"].changed
+    assert found["server.port"].value == "8800" and not found["server.port"].changed
+
+
+def test_every_setting_that_sounds_secret_is_hidden_or_names_a_variable() -> None:
+    sounding = [
+        f"{section}.{name}"
+        for section, name, _, default, _ in documented()
+        if isinstance(default, str) and any(word in name for word in ("key", "token", "secret", "password"))
+    ]
+    allowed = {"oidc.client_secret_env", "targets.api_key_env"}  # names of variables, no secrets
+    hidden = {name for name in sounding if SECRET.search(name)}
+    assert hidden and set(sounding) - hidden - allowed == set()

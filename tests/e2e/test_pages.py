@@ -47,7 +47,7 @@ async def filled(server: Serving) -> dict[str, str]:
         files = {"files": ("lease.pdf", make_pdf(LEASE, title="LEASE AGREEMENT"))}
         filed = client.post("/api/v1/documents", files=files).json()["documents"][0]
         client.post("/api/v1/documents", files={"files": ("broken.pdf", b"%PDF-1.7 nothing")})
-        client.post("/api/v1/budgets", json={"window": "month", "limit_micros": 250_000})
+        client.post("/api/v1/budgets", json={"window": "month", "limit_micros": 10_000_000})
         client.post("/api/v1/matters", json={"label": "harbor", "name": "Tidewell Harbor"})
         client.post(
             "/v1/chat/completions",
@@ -92,9 +92,7 @@ async def test_a_page_is_accessible_and_fits(name: str, looker: tuple[str, Visit
     assert await visitor.page.evaluate("document.documentElement.dataset.theme") == theme
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     await picture(visitor, SCREENSHOTS / f"{name}-{theme}.png")
-    found = await Axe().run(visitor.page, options=AXE)
-    serious = [f for f in found.response["violations"] if f["impact"] in ("serious", "critical")]
-    assert serious == [], [(f["id"], [node["html"][:200] for node in f["nodes"]]) for f in serious]
+    assert await serious(visitor) == []
     await visitor.page.set_viewport_size({"width": 390, "height": 844})
     await settled(visitor)
     await picture(visitor, SCREENSHOTS / f"{name}-{theme}-390.png")
@@ -102,5 +100,59 @@ async def test_a_page_is_accessible_and_fits(name: str, looker: tuple[str, Visit
     assert wide <= 0
 
 
+async def serious(visitor: Visitor) -> list[tuple[str, list[str]]]:
+    """What axe finds serious or critical, with the elements."""
+    found = await Axe().run(visitor.page, options=AXE)
+    violations = [f for f in found.response["violations"] if f["impact"] in ("serious", "critical")]
+    return [(violation["id"], [node["html"][:200] for node in violation["nodes"]]) for violation in violations]
+
+
+async def test_dialogs_are_accessible(looker: tuple[str, Visitor], filled: dict[str, str]) -> None:
+    theme, visitor = looker
+    page = visitor.page
+    await page.set_viewport_size({"width": 1440, "height": 900})
+    openings = {
+        "key": ("/keys", page.get_by_role("button", name="New key")),
+        "entry": ("/audit", page.locator("tbody button").first),
+        "matter": ("/tenants", page.get_by_role("button", name="Tidewell Harbor", exact=True)),
+        "deletion": ("/documents", page.get_by_role("button", name="Delete LEASE AGREEMENT")),
+        "palette": ("/usage", page.get_by_role("button", name="Go to page")),
+    }
+    for name, (path, opener) in openings.items():
+        await visitor.open(path)
+        await opener.click()
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await settled(visitor)
+        await picture(visitor, SCREENSHOTS / f"dialog-{name}-{theme}.png")
+        assert await serious(visitor) == []
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_the_way_in_is_accessible(theme: Any, browser: Browser, server: Serving) -> None:
+    visitor = await visit(browser, server, color_scheme=theme)
+    await visitor.open("")
+    await expect(visitor.page.get_by_role("button", name="Sign in", exact=True)).to_be_visible()
+    await picture(visitor, SCREENSHOTS / f"login-{theme}.png")
+    assert await serious(visitor) == []
+    await visitor.context.close()
+
+
 async def picture(visitor: Visitor, path: Path) -> None:
     await visitor.page.screenshot(path=path, full_page=True)
+
+
+async def test_what_is_looked_for_would_be_seen(owner: Visitor) -> None:
+    """The negative control: a request to elsewhere, an error in the console, and text that is too faint."""
+    await owner.page.evaluate("fetch('http://127.0.0.1:9/elsewhere').catch(() => null)")
+    await owner.page.evaluate("console.error('provoked')")
+    assert any("127.0.0.1:9" in one for one in owner.wrong) and "console: provoked" in owner.wrong
+    owner.wrong.clear()
+    faint = """() => {
+        const text = document.querySelector("main").appendChild(document.createElement("p"));
+        Object.assign(text.style, {color: "#aaa", background: "#fff"});
+        text.textContent = "too faint to read";
+    }"""
+    await owner.page.evaluate(faint)
+    assert [name for name, _ in await serious(owner)] == ["color-contrast"]

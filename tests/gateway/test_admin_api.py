@@ -122,6 +122,7 @@ async def test_series(office: Site) -> None:
     series = await fetch(office, "metrics/series", headers, step_seconds=3600)
     assert len(series["points"]) in (24, 25) and sum(point["requests"] for point in series["points"]) == 1
     assert series["points"][0]["first_delta_p50_ms"] is None
+    assert series["total"]["requests"] == 1 and series["total"]["first_delta_p50_ms"] > 0
     assert max(point["first_delta_p95_ms"] or 0 for point in series["points"]) > 0
     long = {"start": "2026-01-01T00:00:00Z", "end": "2026-12-01T00:00:00Z", "step_seconds": 60}
     assert (await office.client.get("/api/v1/metrics/series", params=long, headers=headers)).status_code == 400

@@ -15,8 +15,8 @@ export async function refreshSession(): Promise<void> {
 }
 
 const FIELDS: FieldSpec[] = [
-  { name: "email", label: "E-mail address", kind: "email", required: true },
-  { name: "password", label: "Password", kind: "password", required: true },
+  { name: "email", label: "E-mail address", kind: "email", required: true, autocomplete: "username" },
+  { name: "password", label: "Password", kind: "password", required: true, autocomplete: "current-password" },
 ];
 
 /** The token of a link stands behind the #, which is never sent anywhere by itself. */

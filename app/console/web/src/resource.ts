@@ -15,6 +15,7 @@ export function asProblem(error: unknown): Problem {
   return error instanceof Problem ? error : new Problem(0, error instanceof Error ? error.message : away, "", null);
 }
 
+const GATHER_MS = 200;
 const aborted = (error: unknown) => error instanceof DOMException && error.name === "AbortError";
 
 /** What was loaded stays while it is loaded again, and where that fails beside the error. */
@@ -81,12 +82,20 @@ export function useListing<T extends { id?: unknown }>(
       (error) => setState((now) => (now ? { ...now, busy: false, error: asProblem(error) } : now)),
     );
   };
-  const put = (row: T) =>
+  const waiting = useRef<T[]>([]);
+  const flush = () => {
+    const fresh = new Map(waiting.current.splice(0).map((row) => [row.id, row]));
     setState((now) => {
       if (!now) return now;
-      const known = now.rows.some((one) => one.id === row.id);
-      return { ...now, rows: known ? now.rows.map((one) => (one.id === row.id ? row : one)) : [row, ...now.rows] };
+      const known = now.rows.map((one) => fresh.get(one.id) ?? one);
+      const here = new Set(now.rows.map(({ id }) => id));
+      return { ...now, rows: [...[...fresh.values()].filter(({ id }) => !here.has(id)).reverse(), ...known] };
     });
+  };
+  // Under load many rows come at once: they are shown together.
+  const put = (row: T) => {
+    if (waiting.current.push(row) === 1) setTimeout(flush, GATHER_MS);
+  };
   return {
     rows: current?.rows ?? first.data?.rows,
     error: first.error ?? current?.error ?? null,

@@ -116,7 +116,7 @@ function Actions({ document, changed }: { document: Document; changed: () => voi
       <button class="plain" onClick={() => setDoing("rights")} aria-label={`Rights of ${document.title}`}>Rights</button>
       <button class="plain bad" onClick={() => setDoing("delete")} aria-label={`Delete ${document.title}`}>Delete</button>
       {doing === "rights" && <FormDialog title="Who may read this" submit="Save" act={relabel} close={() => setDoing("")} fields={[{ name: "labels", label: "Matters", kind: "list", value: document.labels, hint: "A reader holds all of them. None: everybody of the tenant." }]} />}
-      {doing === "delete" && <Confirm title="Delete this document" verb="Delete for good" typed={document.title} text={<>All {plural(document.versions.length, "version")} of <strong>{document.title}</strong> go, with its passages, cached answers and computed state. Answers that quoted it stay in the log.</>} act={remove} close={() => setDoing("")} />}
+      {doing === "delete" && <Confirm title="Delete this document" verb="Delete for good" typed={document.title} text={<>Every version of <strong>{document.title}</strong> goes ({exact(document.versions.length)} in all), with its passages, cached answers and computed state.</>} act={remove} close={() => setDoing("")} />}
     </span>
   );
 }

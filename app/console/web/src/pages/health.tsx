@@ -7,6 +7,7 @@ import { live } from "../live";
 import { Badge, Card, Empty, Facts, Loaded, Page } from "../parts/basic";
 import { Confirm, FormDialog } from "../parts/dialog";
 import type { Values } from "../parts/dialog";
+import { Filters, clearFilters, useFilters } from "../parts/filters";
 import { Table } from "../parts/table";
 import { asProblem, useReloadOn, useResource } from "../resource";
 import { moment } from "../time";
@@ -121,6 +122,34 @@ function Index() {
   );
 }
 
+type Setting = Schemas["SettingView"];
+
+function Settings() {
+  const settings = useResource(async (signal) => (await api.get("/api/v1/config/settings", { signal })).settings, []);
+  const { named, only } = useFilters(["named", "only"]);
+  const wanted = ({ section, name, changed }: Setting) => `${section}.${name}`.includes((named ?? "").toLowerCase()) && (only !== "changed" || changed);
+  return (
+    <Card title="Settings" actions={<Filters specs={[{ name: "named", label: "Name contains" }, { name: "only", label: "Show", options: { changed: "Changed only" } }]} />}>
+      <Table
+        caption="Settings in force"
+        columns={[
+          { title: "Setting", cell: (row: Setting) => <code>{row.section}.{row.name}</code> },
+          { title: "Value", text: true, cell: (row) => <code class="break">{row.value || "empty"}</code> },
+          { title: "", cell: (row) => row.changed && <Badge tone="neutral">changed</Badge> },
+          { title: "Meaning", text: true, cell: (row) => <span class="small">{row.meaning}</span>, hint: (row) => row.variable },
+        ]}
+        rows={settings.data?.filter(wanted)}
+        name={(row) => `${row.section}.${row.name}`}
+        error={settings.error}
+        reload={settings.reload}
+        filtered
+        clear={() => clearFilters(["named", "only"])}
+        none={{ title: "No settings" }}
+      />
+    </Card>
+  );
+}
+
 export function Health() {
   const { state, asOf } = live.use();
   return (
@@ -131,8 +160,13 @@ export function Health() {
         {can("operator") && <Config />}
       </div>
       {can("admin") && <Index />}
-      {can("operator") ? <Credentials /> : <Empty title="Settings are the operator's">Who runs the installation sees configuration and credentials here.</Empty>}
-      <p class="muted">All settings with their meaning: docs/settings.md. <a href="/docs" target="_blank">API documentation</a></p>
+      {can("operator") ? (
+        <>
+          <Credentials />
+          <Settings />
+        </>
+      ) : <Empty title="Settings are the operator's">Who runs the installation sees configuration and credentials here.</Empty>}
+      <p class="muted">What is not the default comes from the file or the environment. <a href="/docs" target="_blank">API documentation</a></p>
     </Page>
   );
 }

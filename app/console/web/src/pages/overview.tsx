@@ -21,17 +21,8 @@ interface Metrics {
   first_delta_p50_ms: number | null;
 }
 
-/** The whole range as one point: percentiles of all its requests, not of its parts. */
-async function total(range: Range, back: number, signal: AbortSignal): Promise<Point> {
-  const step_seconds = Math.ceil(range.length / 1000) + 7200;
-  const series = await api.get("/api/v1/metrics/series", { query: { ...bounds(range, back), step_seconds }, signal });
-  return series.points[0]!;
-}
-
 async function load(range: Range, signal: AbortSignal) {
-  const [now, before, series, usage, budgets, failed] = await Promise.all([
-    total(range, 0, signal),
-    total(range, 1, signal),
+  const [series, usage, budgets, failed] = await Promise.all([
     api.get("/api/v1/metrics/series", { query: { ...bounds(range), step_seconds: STEPS[range.name] }, signal }),
     api.get("/api/v1/usage", { query: bounds(range), signal }),
     api.get("/api/v1/budgets", { signal }),
@@ -40,25 +31,25 @@ async function load(range: Range, signal: AbortSignal) {
   const targets = can("operator") ? await api.get("/api/v1/targets", { signal }) : null;
   const prompt = usage.buckets.reduce((sum, bucket) => sum + bucket.prompt_tokens, 0);
   const cached = usage.buckets.reduce((sum, bucket) => sum + bucket.cached_tokens, 0);
-  return { now, before, points: series.points, prompt, cached, budgets: budgets.budgets, failed: failed.requests, targets: targets?.health ?? [] };
+  return { now: series.total, points: series.points, prompt, cached, budgets: budgets.budgets, failed: failed.requests, targets: targets?.health ?? [] };
 }
 
 type Data = Awaited<ReturnType<typeof load>>;
 
-function Tiles({ data, range }: { data: Data; range: Range }) {
-  const { now, before, budgets } = data;
+function Tiles({ data, before, range }: { data: Data; before: Point | undefined; range: Range }) {
+  const { now, budgets } = data;
   const idle = !now.requests;
   const tenant = budgets.find((budget) => !budget.key_id && !budget.user_id);
   const speed = now.completion_tokens / (range.length / 1000);
   const share = (point: Point) => (point.requests ? point.errors / point.requests : null);
   return (
     <div class="tiles four">
-      <Tile label="Requests" value={idle ? "No traffic" : count(now.requests)} exact={exact(now.requests)} note={<Delta now={now.requests} before={before.requests} />} />
+      <Tile label="Requests" value={idle ? "No traffic" : count(now.requests)} exact={exact(now.requests)} note={<Delta now={now.requests} before={before?.requests ?? null} />} />
       <Tile label="Errors" value={idle ? "—" : count(now.errors)} exact={exact(now.errors)} note={idle ? undefined : <>{percent(share(now))} of requests</>} />
-      <Tile label="First token, median" value={duration(now.first_delta_p50_ms)} note={<Delta now={now.first_delta_p50_ms ?? null} before={before.first_delta_p50_ms ?? null} better="down" />} />
-      <Tile label="First token, 95th percentile" value={duration(now.first_delta_p95_ms)} note={<Delta now={now.first_delta_p95_ms ?? null} before={before.first_delta_p95_ms ?? null} better="down" />} />
+      <Tile label="First token, median" value={duration(now.first_delta_p50_ms)} note={<Delta now={now.first_delta_p50_ms ?? null} before={before?.first_delta_p50_ms ?? null} better="down" />} />
+      <Tile label="First token, 95th percentile" value={duration(now.first_delta_p95_ms)} note={<Delta now={now.first_delta_p95_ms ?? null} before={before?.first_delta_p95_ms ?? null} better="down" />} />
       <Tile label="Tokens written" value={idle ? "—" : count(now.completion_tokens)} exact={exact(now.completion_tokens)} note={`${speed.toFixed(2)} a second on average`} />
-      <Tile label="Spend" value={idle ? "—" : money(now.cost_micros)} exact={exactMoney(now.cost_micros)} note={<Delta now={now.cost_micros} before={before.cost_micros} />} />
+      <Tile label="Spend" value={idle ? "—" : money(now.cost_micros)} exact={exactMoney(now.cost_micros)} note={<Delta now={now.cost_micros} before={before?.cost_micros ?? null} />} />
       <Tile label="Budget" value={tenant ? percent(tenant.spent_micros / Math.max(1, tenant.limit_micros), 0) : "No budget"} note={tenant && `of ${money(tenant.limit_micros)}${tenant.window === "total" ? "" : ` a ${tenant.window}`}`} />
       <Tile label="Prompt tokens from cache" value={data.prompt ? percent(data.cached / data.prompt) : "—"} exact={`${exact(data.cached)} of ${exact(data.prompt)}`} note={`${count(data.cached)} not computed again`} />
     </div>
@@ -72,7 +63,7 @@ function Now() {
   if (!metrics.requests) return <p class="muted" data-now>No traffic in the last minute.</p>;
   return (
     <p data-now>
-      Last minute: <strong>{count(metrics.requests)}</strong> requests, <strong class={metrics.errors ? "bad" : ""}>{count(metrics.errors)}</strong> failed,{" "}
+      Last minute: <strong>{count(metrics.requests)}</strong> {metrics.requests === 1 ? "request" : "requests"}, <strong class={metrics.errors ? "bad" : ""}>{count(metrics.errors)}</strong> failed,{" "}
       <strong>{metrics.tokens_per_s.toFixed(1)}</strong> tokens/s, first token after <strong>{duration(metrics.first_delta_p50_ms)}</strong>.
     </p>
   );
@@ -94,7 +85,9 @@ function Attention({ data }: { data: Data }) {
 export function Overview() {
   const range = useRange();
   const data = useResource((signal) => load(range, signal), [range.name]);
-  useReloadOn("request", data, 3_000);
+  useReloadOn("request", data, 5_000);
+  // What was before does not change: it is asked for once.
+  const before = useResource(async (signal) => (await api.get("/api/v1/metrics/series", { query: { ...bounds(range, 1), step_seconds: 86_400 }, signal })).total, [range.name]);
   const points = data.data?.points;
   const times = useMemo(() => (points ?? []).map((point) => Date.parse(point.at) / 1000), [points]);
   const column = (name: keyof Point) => (points ?? []).map((point) => point[name] as number | null);
@@ -106,7 +99,7 @@ export function Overview() {
       <Loaded of={data}>
         {(found) => (
           <>
-            <Tiles data={found} range={range} />
+            <Tiles data={found} before={before.data} range={range} />
             <div class="two">
               <Card title="Requests"><Chart times={times} series={traffic} format={count} label="Requests over time" /></Card>
               <Card title="Time to first token"><Chart times={times} series={waits} format={duration} label="Time to first token" /></Card>

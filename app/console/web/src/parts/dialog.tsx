@@ -1,6 +1,6 @@
 /** Native dialogs: a form, a drawer, a question before something is lost. */
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { asProblem } from "../resource";
 import type { Problem } from "../api";
 
@@ -13,7 +13,7 @@ interface DialogProps {
 
 export function Dialog({ title, close, kind, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const dialog = element.current!;
     dialog.showModal();
     return () => dialog.close();
@@ -39,6 +39,7 @@ export interface FieldSpec {
   kind?: "text" | "password" | "number" | "email" | "date" | "textarea" | "select" | "choices" | "checkbox" | "list";
   options?: string[] | Record<string, string>;
   required?: boolean;
+  autocomplete?: string;
   value?: string | boolean | string[] | number | null;
 }
 
@@ -54,7 +55,7 @@ function Input({ spec, error }: { spec: FieldSpec; error: string | undefined }) 
   }
   const type = (kind === "list" || kind === "choices" ? "text" : kind) as "text";
   const shown = Array.isArray(value) ? value.join(", ") : String(value ?? "");
-  return <input {...shared} type={type} step={kind === "number" ? "any" : undefined} defaultValue={shown} autocomplete={kind === "password" ? "new-password" : "off"} />;
+  return <input {...shared} type={type} step={kind === "number" ? "any" : undefined} defaultValue={shown} autocomplete={spec.autocomplete ?? (kind === "password" ? "new-password" : "off")} />;
 }
 
 export function Field({ spec, error }: { spec: FieldSpec; error?: string }) {
