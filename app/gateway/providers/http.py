@@ -34,6 +34,8 @@ class HttpProvider:
     TAKES: ClassVar[frozenset[str]] = frozenset()
     DIALECT: ClassVar[str] = ""
     """The callers' dialect that the upstream speaks too, so that its bytes can be handed through."""
+    READY_IS_200: ClassVar[bool] = False
+    """Whether what is probed says 200 when it is well and nothing else; elsewhere any answer will do."""
     JSON_LINES: ClassVar[bool] = False
     """Whether streams are lines of JSON. Elsewhere a JSON body in place of a stream is an error, even under 200."""
 
@@ -114,7 +116,7 @@ class HttpProvider:
             status = await self._client.get(self.probe_path())
         except httpx.HTTPError as error:
             raise TransientError(f"The target {self.target.name!r} failed: {type(error).__name__}.") from error
-        if status >= 500:
+        if status >= 500 or (self.READY_IS_200 and status != 200):
             raise TransientError(f"The target {self.target.name!r} answered {status}.")
 
     def relays(self, request: ChatRequest) -> bool:

@@ -18,6 +18,7 @@ class TritonProvider(HttpProvider):
     """`model` names the Triton model; NAME/versions/N names a version."""
 
     TAKES = frozenset({COMPLETION, TOP_K})
+    READY_IS_200 = True
 
     def probe_path(self) -> str:
         return f"v2/models/{quote(self.target.model, safe='')}/ready" if self.target.model else "v2/health/ready"
