@@ -55,7 +55,15 @@ def check() -> None:
 def types(schema: str, output: str = "src/api.gen.ts") -> None:
     """TypeScript types of the API from its OpenAPI document; `output` seen from app/console/web."""
     _install()
-    _node("node_modules/openapi-typescript/bin/cli.js", schema, "--default-non-nullable", "false", "-o", output)
+    _node(
+        "node_modules/openapi-typescript/bin/cli.js",
+        schema,
+        "--default-non-nullable",
+        "false",
+        "--alphabetize",
+        "-o",
+        output,
+    )
 
 
 def _install() -> None:

@@ -14,11 +14,12 @@ from uuid import UUID
 from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, Select, TypeDecorator, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -106,9 +107,16 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
-        """A session that rolls back what was not committed."""
-        async with self._sessions() as session:
-            yield session
+        """A session that rolls back what was not committed. Raises Unavailable where the database is away."""
+        try:
+            async with self._sessions() as session:
+                yield session
+        except ConnectionError as error:  # the driver's own: none could be made
+            raise Unavailable("The database does not answer.") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:  # it broke
+                raise Unavailable("The database does not answer.") from error
+            raise
 
     async def ping(self) -> None:
         """Raise whatever the driver raises when the database does not answer."""

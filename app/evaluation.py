@@ -25,6 +25,7 @@ from app.rag.documents.service import Filed, Upload
 from app.rag.evaluation.answer_metrics import (
     AnswerResult,
     EvalQuestion,
+    answer_rows,
     load_questions,
     oracle_passages,
     summarise_answers,
@@ -135,7 +136,7 @@ async def _answers(
             results = []
             for question in bar.track(asked, description="ask"):
                 results.append(await ask(question, documents[question.contract]))
-        return summarise_answers(asked, results)
+        return summarise_answers(asked, results) | {"rows": answer_rows(asked, results)}
 
 
 class _Site:

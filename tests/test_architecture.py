@@ -30,6 +30,8 @@ FLOORS = [
         "app.worker",
         "app.cli",
         "app.load",
+        "app.operations",
+        "app.quantization",
     },
 ]
 ENGINE_ROOMS = ("app.engine", "app.kernels")

@@ -62,5 +62,6 @@ def with_session(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
 
 
 def write(output: Path, result: dict[str, Any]) -> None:
+    """Everything into the file, and what is not a row for each question onto the screen."""
     output.write_text(json.dumps(result, indent=2) + "\n")
-    console.print_json(json.dumps(result))
+    console.print_json(json.dumps({name: value for name, value in result.items() if name != "rows"}))

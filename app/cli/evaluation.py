@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from app.cases import run_cases
-from app.cli.base import console, files_in, write
+from app.cli.base import console, files_in, with_session, write
 from app.client import Client
 from app.config import Settings
 
@@ -98,3 +98,16 @@ def eval_cache(questions: Path, threshold: float | None, pairs: int, seed: int, 
     result = measure(asked, Embedder(settings.rag.embedding_model), least, pairs, seed)
     write(output, result)
     sys.exit(1 if result["unsafe"] else 0)
+
+
+@evaluate.command("gate")
+@click.option("--baseline", required=True, type=click.Path(exists=True, path_type=Path), help="What is deployed.")
+@click.option("--candidate", required=True, type=click.Path(exists=True, path_type=Path), help="What would be.")
+def eval_gate(baseline: Path, candidate: Path) -> None:
+    """Compare two reports; exit status 1 where the candidate is shown to be worse. Recorded in the audit log."""
+    from app.operations import gate
+
+    verdicts = gate.compare(gate.read(baseline), gate.read(candidate))
+    with_session(lambda session: gate.record(session, baseline, candidate, verdicts))
+    console.print(gate.table(verdicts))
+    sys.exit(1 if any(one.worse for one in verdicts) else 0)

@@ -74,6 +74,23 @@ def summarise_answers(questions: Sequence[EvalQuestion], results: Sequence[Answe
     }
 
 
+def answer_rows(questions: Sequence[EvalQuestion], results: Sequence[AnswerResult]) -> list[dict[str, Any]]:
+    """The same measures for each question, None where one does not apply, so that two runs can be paired."""
+    rows = []
+    for question, result in zip(questions, results, strict=True):
+        score = span_f1(result, question.answers) if question.answers else None
+        right = [_supports(citation, question.answers) for citation in result.citations]
+        measures = {
+            "answerable_hit_rate": None if score is None else float(score >= HIT_F1),
+            "span_f1": score,
+            "citation_accuracy": _mean(right) if right and question.answers else None,
+            "refusal_accuracy": None if question.answers else float(result.refused),
+            "answerable_refused_rate": float(result.refused) if question.answers else None,
+        }
+        rows.append({"question": f"{question.contract}: {question.question}", "measures": measures})
+    return rows
+
+
 def span_f1(result: AnswerResult, gold: Sequence[GoldSpan]) -> float:
     """Token F1 of all that was quoted (of the answer where nothing was) against the best gold span."""
     if result.refused:

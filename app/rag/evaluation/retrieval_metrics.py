@@ -75,7 +75,8 @@ def evaluate_retrieval(
             results = ask_all(asked, Retriever(index, embedder, expand=expand), progress)
         finally:
             index.close()
-    report = summarise(asked, [passages for passages, _ in results])
+    found = [passages for passages, _ in results]
+    report = summarise(asked, found) | {"rows": retrieval_rows(asked, found)}
     return report | {"ms": timings(results), "queries": len(asked), "seconds": perf_counter() - began}
 
 
@@ -91,6 +92,17 @@ def summarise(asked: Sequence[RetrievalQuery], results: Sequence[Sequence[Passag
     wrong = [wrong_documents(row.snippets, found[:WRONG_AT]) for row, found in zip(asked, results, strict=True)]
     report["wrong_document_rate"] = float(np.mean(wrong)) if wrong else 0.0
     return report
+
+
+def retrieval_rows(asked: Sequence[RetrievalQuery], results: Sequence[Sequence[Passage]]) -> list[dict[str, Any]]:
+    """Measures of each query, so that two runs can be paired."""
+    rows = []
+    for number, (query, found) in enumerate(zip(asked, results, strict=True)):
+        measures = {"wrong_document_rate": wrong_documents(query.snippets, found[:WRONG_AT])}
+        for k in KS:
+            measures[f"precision@{k}"], measures[f"recall@{k}"] = precision_recall(query.snippets, found[:k])
+        rows.append({"question": f"{number}: {query.text}", "measures": measures})
+    return rows
 
 
 def precision_recall(gold: Sequence[Snippet], found: Sequence[Passage]) -> tuple[float, float]:

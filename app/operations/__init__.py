@@ -1,0 +1,1 @@
+"""What operators do beside serving: doctor, backups, cost, the quality gate."""

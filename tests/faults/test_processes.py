@@ -1,0 +1,162 @@
+"""SIGTERM, kill -9 and a full disk under load: nothing acknowledged is lost but what docs/gateway.md states."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+from sqlalchemy import func, select
+
+from app.config import REPOSITORY, Settings, StorageSettings
+from app.db import Database
+from app.gateway.models import LedgerEntry
+from app.rag.models import DocumentVersion
+from app.tenants.principal import Scope
+from tests.gateway.upstream import prepared
+from tests.servers import free_port
+
+pytestmark = pytest.mark.slow
+FULL_BYTES = 4 * 2**20
+FLUSH_SECONDS = 0.2  # the default of log.flush_seconds
+CONFIG = """
+[storage]
+database_url = "sqlite+aiosqlite:///{folder}/test.db"
+directory = "{folder}"
+[telemetry]
+log_level = "error"
+[engine]
+model = ""
+[[targets]]
+name = "slow"
+provider = "fake"
+options = "delay_ms=50"
+[[routes]]
+model = "slow"
+targets = ["slow"]
+"""
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[bytes]
+    http: httpx.AsyncClient
+    database_url: str
+    ended: list[float] = field(default_factory=list)
+    """When each answer had arrived as a whole."""
+
+    async def chat(self, words: int) -> bool:
+        """Streams an answer; whether it ended as streams do."""
+        body = {"model": "slow", "messages": [{"role": "user", "content": "w " * words}], "stream": True}
+        last = ""
+        try:
+            async with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                async for line in response.aiter_lines():
+                    last = line or last
+        except httpx.TransportError:
+            return False
+        if last == "data: [DONE]":
+            self.ended.append(time.monotonic())
+        return last == "data: [DONE]"
+
+    async def in_ledger(self) -> int:
+        database = Database(self.database_url)
+        async with database.session() as session:
+            count = await session.scalar(select(func.count(LedgerEntry.id)))
+        await database.close()
+        return count or 0
+
+
+@asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[Served]:
+    file, port = folder / "precedent.toml", free_port()
+    file.write_text(CONFIG.format(folder=folder))
+    url = f"sqlite+aiosqlite:///{folder}/test.db"
+    key = await prepared(Settings(storage=StorageSettings(database_url=url, directory=str(folder))), *Scope)
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, "PRECEDENT_CONFIG": str(file)}, cwd=REPOSITORY)
+    headers = {"authorization": f"Bearer {key}"}
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as http:
+            await until_ready(process, http)
+            yield Served(process, http, url)
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait, 30)
+
+
+async def until_ready(process: subprocess.Popen[bytes], http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            assert process.poll() is None
+            try:
+                if (await http.get("/health/ready")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """For two tests; the second ends it."""
+    async with served(tmp_path_factory.mktemp("served")) as running:
+        yield running
+
+
+async def test_on_a_full_disk_nothing_is_acknowledged_and_the_rest_goes_on(server: Served) -> None:
+    """A limit on the size of files stands in for the disk: writing an original fails as it would there."""
+    pid, large = server.process.pid, b"The rent is nine hundred crowns. " * 200_000
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_BYTES, resource.RLIM_INFINITY))
+    refused = await server.http.post("/api/v1/documents", files={"f": ("a.txt", large)})
+    assert refused.status_code >= 500
+    assert await server.chat(1), "what needs no room goes on"
+    assert await versions(server.database_url) == 0
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    taken = await server.http.post("/api/v1/documents", files={"f": ("a.txt", large[:10_000])})
+    assert taken.status_code == 202, taken.text
+
+
+async def test_sigterm_under_load_ends_every_stream_and_loses_nothing(server: Served) -> None:
+    before = len(server.ended)
+    answers = [asyncio.create_task(server.chat(20)) for _ in range(30)]
+    await asyncio.sleep(0.5)  # all are under way, a second of each is to come
+    server.process.send_signal(signal.SIGTERM)
+    assert all(await asyncio.gather(*answers)), "streams that were accepted end as streams do"
+    assert not await server.chat(1), "nothing new is taken"
+    assert await asyncio.to_thread(server.process.wait, 30) in (0, -signal.SIGTERM)
+    assert await server.in_ledger() == before + 30
+
+
+async def test_kill_9_under_load_loses_at_most_the_last_batch(tmp_path: Path) -> None:
+    async with served(tmp_path) as server:
+
+        async def load() -> None:
+            while await server.chat(2):
+                pass
+
+        callers = [asyncio.create_task(load()) for _ in range(8)]
+        await asyncio.sleep(2.5)
+        killed_at = time.monotonic()
+        server.process.kill()
+        await asyncio.gather(*callers)
+        ended = [moment for moment in server.ended if moment <= killed_at]
+        batch = sum(moment > killed_at - 2 * FLUSH_SECONDS for moment in ended)
+        assert len(ended) > 3 * batch > 0, "most answers are older than a batch, or this shows nothing"
+        assert await server.in_ledger() >= len(ended) - batch
+
+
+async def versions(url: str) -> int:
+    database = Database(url)
+    async with database.session() as session:
+        count = await session.scalar(select(func.count(DocumentVersion.id)))
+    await database.close()
+    return count or 0

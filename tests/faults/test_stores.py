@@ -1,0 +1,147 @@
+"""Redis, PostgreSQL and Qdrant killed, hung and restarted under a served application (docs/operations.md)."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from app.db import Database
+from app.gateway import limits_redis
+from app.gateway.models import LedgerEntry, RequestRecord
+from tests.faults.conftest import Caller, calling, changed, plain
+from tests.faults.stores import Store
+from tests.rag.test_documents_api import LEASE
+
+pytestmark = pytest.mark.slow
+HELD = 12  # requests a minute
+
+
+async def test_without_redis_each_replica_holds_the_limits_by_itself(
+    tmp_path: Path, redis: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fail open, counted: nobody is refused for its sake, nobody waits longer than half a second, once."""
+    monkeypatch.setattr(limits_redis, "PAUSE_SECONDS", 1.0)
+    settings = changed(plain(tmp_path), "limits", redis_url=redis.url, requests_per_minute=HELD)
+    async with calling(settings) as caller:
+        assert await caller.timed() == (200, pytest.approx(0, abs=0.5))
+        assert await failures(caller) == 0
+        with redis.frozen():
+            status, seconds = await caller.timed()
+            assert (status, seconds < limits_redis.DEADLINE_SECONDS * 2 + 0.5) == (200, True)
+            assert await caller.timed() == (200, pytest.approx(0, abs=0.3)), "it is not asked again at once"
+        assert await failures(caller) >= 1
+        await asyncio.sleep(1.1)
+        assert (await caller.timed())[0] == 200
+        before = await failures(caller)
+        redis.kill()
+        answers = [(await caller.chat()).status_code for _ in range(HELD + 3)]
+        assert answers.count(200) <= HELD and answers[-1] == 429, "the limit holds in this replica"
+        assert await failures(caller) > before
+        redis.start()
+        await asyncio.sleep(1.1)
+        seen = (await caller.chat()).status_code
+        assert seen == 200, "Redis came back empty, so the minute begins anew"
+
+
+async def failures(caller: Caller) -> float:
+    """How often the shared limits did not answer, as Prometheus reads it."""
+    text = (await caller.http.get("/metrics")).text
+    [line] = [line for line in text.splitlines() if line.startswith("precedent_limits_store_failures")]
+    return float(line.split()[-1])
+
+
+async def test_without_the_bell_documents_are_filed_all_the_same(tmp_path: Path, redis: Store) -> None:
+    settings = changed(plain(tmp_path), "rag", jobs_redis_url=redis.url)
+    async with calling(settings) as caller:
+        redis.kill()
+        await filed(caller, LEASE)
+
+
+async def filed(caller: Caller, text: str, seconds: float = 20) -> str:
+    answer = await caller.http.post("/api/v1/documents", files={"f": ("lease.md", text.encode())})
+    assert answer.status_code == 202, answer.text
+    document: str = answer.json()["documents"][0]["id"]
+    async with asyncio.timeout(seconds):
+        while (await caller.http.get(f"/api/v1/documents/{document}")).json()["current_version"] is None:
+            await asyncio.sleep(0.05)
+    return document
+
+
+async def test_without_postgres_callers_are_refused_and_nothing_acknowledged_is_lost(
+    tmp_path: Path, postgres: Store
+) -> None:
+    """Fail closed: who cannot be looked up is not let in. What was answered is in the ledger once it is back."""
+    settings = changed(plain(tmp_path), "storage", database_url=postgres.url)
+    async with calling(settings) as caller:
+        document = await filed(caller, LEASE)
+        assert (await caller.chat()).status_code == 200
+        running = asyncio.create_task(caller.chat(model="slow", messages=[{"role": "user", "content": "a b c d e f"}]))
+        await asyncio.sleep(0.3)
+        postgres.kill()
+        await asyncio.sleep(1.1)  # a key is remembered for a second
+        began = time.monotonic()
+        refused = await caller.chat()
+        assert refused.status_code == 503 and time.monotonic() - began < 5
+        assert (await running).status_code == 200, "what was under way ends"
+        assert (await caller.http.get("/health/live")).status_code == 200
+        ready = await caller.http.get("/health/ready")
+        assert ready.status_code == 503 and "database" in ready.json()["reasons"]
+        assert caller.services.gateway.writer.pending
+        postgres.start()
+        async with asyncio.timeout(15):
+            while (await caller.chat()).status_code != 200:
+                await asyncio.sleep(0.1)
+            while caller.services.gateway.writer.pending:
+                await asyncio.sleep(0.05)
+        assert (await caller.http.get(f"/api/v1/documents/{document}")).status_code == 200
+        await agree(settings.storage.database_url, answered=3)
+
+
+async def agree(url: str, answered: int) -> None:
+    database = Database(url)
+    async with database.session() as session:
+        rows = [await session.scalar(select(func.count(model.id))) for model in (LedgerEntry, RequestRecord)]
+        spent = await session.scalar(select(func.count(RequestRecord.id)).where(RequestRecord.status == "stop"))
+    await database.close()
+    assert rows[0] == spent == answered, rows
+
+
+async def test_a_postgres_that_hangs_holds_callers_no_longer_than_it_hangs(tmp_path: Path, postgres: Store) -> None:
+    settings = changed(plain(tmp_path), "storage", database_url=postgres.url)
+    async with calling(settings) as caller:
+        assert (await caller.chat()).status_code == 200
+        await asyncio.sleep(1.1)
+        with postgres.frozen():
+            waiting = asyncio.create_task(caller.timed())
+            assert (await caller.http.get("/health/live")).status_code == 200
+            await asyncio.sleep(2)
+        status, seconds = await waiting
+        assert (status, seconds < 4) == (200, True)
+        async with asyncio.timeout(15):
+            while (await caller.chat()).status_code != 200:
+                await asyncio.sleep(0.1)
+
+
+async def test_without_qdrant_nothing_is_searched_and_chats_go_on(tmp_path: Path, qdrant: Store) -> None:
+    """Fail closed: an answer without its passages would be a wrong refusal."""
+    rag = {"index": "qdrant", "qdrant_url": qdrant.url, "qdrant_timeout_seconds": 1.0}
+    async with calling(changed(plain(tmp_path), "rag", **rag)) as caller:
+        await filed(caller, LEASE)
+        question = {"question": "How much is the rent of Mill House?", "model": "quoting"}
+
+        async def ask() -> int:
+            began = time.monotonic()
+            answer = await caller.http.post("/api/v1/answers", json=question)
+            assert time.monotonic() - began < 5
+            return answer.status_code
+
+        assert await ask() == 200
+        with qdrant.frozen():
+            assert await ask() == 503
+            assert (await caller.chat()).status_code == 200
+        assert await ask() == 200
+        qdrant.kill()
+        assert await ask() == 503
+        assert (await caller.chat()).status_code == 200
