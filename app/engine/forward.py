@@ -85,7 +85,7 @@ class PagedForward:
             spec.num_heads, spec.num_kv_heads, spec.head_dim, self._size, spec.hidden_size, self._cache.keys[0].dtype,
             self._device.torch,
         )  # fmt: skip
-        for variant in self._kernels.variants(shape, has_norm=spec.qk_norm):
+        for variant in self._kernels.variants(shape, has_norm=spec.qk_norm, weights=self._decoder.weights.packed()):
             self._compile(variant)
         self._device.synchronize()
 

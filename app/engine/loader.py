@@ -1,15 +1,20 @@
-"""Weights: safetensors of a Hugging Face folder, streamed tensor by tensor into the fused layout of decoder.py."""
+"""Weights: safetensors of a Hugging Face folder, streamed tensor by tensor into the fused layout of decoder.py.
 
-import json
-from collections.abc import Iterator
+What is plain is read here, what is quantized by quant/.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from app.engine.architecture import DecoderSpec
+from app.engine.quant.layers import PackedLayers, linear_layers
+from app.engine.quant.reading import read_format
+from app.engine.shards import Shards
+from app.kernels.packed import PackedWeight, Weight
 
 
 @dataclass(slots=True)
@@ -17,11 +22,11 @@ class LayerWeights:
     """One layer. qkv: [(H + 2K) * D, hidden], query rows first.  gate_up: [2 * intermediate, hidden]."""
 
     input_norm: Tensor
-    qkv: Tensor
-    output: Tensor
+    qkv: Weight
+    output: Weight
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
     qkv_bias: Tensor | None = None
     output_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
@@ -36,19 +41,24 @@ class DecoderWeights:
 
     embedding: Tensor
     norm: Tensor
-    head: Tensor
+    head: Weight
     layers: list[LayerWeights]
     targets: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
+    def packed(self) -> list[PackedWeight]:
+        """Those that are quantized."""
+        linears = [weight for x in self.layers for weight in (x.qkv, x.output, x.gate_up, x.down)]
+        return [weight for weight in (*linears, self.head) if not isinstance(weight, Tensor)]
+
 
 def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> DecoderWeights:
-    """Raises ValueError naming what is missing, unexpected in shape, or not in safetensors."""
-    weights = _empty(spec, dtype)
+    """Raises ValueError naming what is missing, unexpected in shape, not supported, or not in safetensors."""
+    shards, found = Shards(folder), read_format(folder)
+    packed = None if found is None else PackedLayers(shards, found, spec, dtype)
+    weights = _empty(spec, dtype, packed)
     missing = set(weights.targets)
-    for name, tensor in _tensors(folder):
-        target = weights.targets.get(name)
-        if target is None:
-            continue
+    for name, tensor in shards.tensors(weights.targets):
+        target = weights.targets[name]
         if target.shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the config says {tuple(target.shape)}")
         target.copy_(tensor)
@@ -75,48 +85,43 @@ def dummy_weights(spec: DecoderSpec, dtype: torch.dtype, seed: int) -> DecoderWe
     return weights
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        raise ValueError(f"{folder} has no *.safetensors; other weight formats are not read")
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is named in the index but does not exist")
-        with safe_open(folder / name, framework="pt") as shard:
-            for key in shard.keys():  # noqa: SIM118 (not a dict)
-                yield key, shard.get_tensor(key)
-
-
-def _empty(spec: DecoderSpec, dtype: torch.dtype) -> DecoderWeights:
+def _empty(spec: DecoderSpec, dtype: torch.dtype, packed: PackedLayers | None = None) -> DecoderWeights:
+    """Room for what is plain, beside what is quantized."""
     embedding = torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype)
-    head = embedding if spec.tied else torch.empty_like(embedding)
-    layers = [_empty_layer(spec, dtype) for _ in range(spec.num_layers)]
-    weights = DecoderWeights(embedding, torch.empty(spec.hidden_size, dtype=dtype), head, layers)
-    weights.targets = {"model.embed_tokens.weight": embedding, "model.norm.weight": weights.norm}
-    if not spec.tied:
-        weights.targets["lm_head.weight"] = head
+    head: Weight | None = embedding if spec.tied else packed.head() if packed is not None else None
+    plain_head = None
+    if head is None:
+        head = plain_head = torch.empty_like(embedding)
+    layers = [_empty_layer(spec, dtype, packed.layer(i) if packed else {}) for i in range(spec.num_layers)]
+    norm = torch.empty(spec.hidden_size, dtype=dtype)
+    weights = DecoderWeights(embedding, norm, head, layers)
+    weights.targets = {"model.embed_tokens.weight": embedding, "model.norm.weight": norm}
+    if plain_head is not None:
+        weights.targets["lm_head.weight"] = plain_head
     for i, layer in enumerate(layers):
         weights.targets |= {f"model.layers.{i}.{name}": view for name, view in _views(spec, layer).items()}
     return weights
 
 
-def _empty_layer(spec: DecoderSpec, dtype: torch.dtype) -> LayerWeights:
+def _empty_layer(spec: DecoderSpec, dtype: torch.dtype, packed: Mapping[str, PackedWeight]) -> LayerWeights:
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
+    def linear(attribute: str) -> Weight:
+        if attribute in packed:
+            return packed[attribute]
+        shapes = linear_layers(spec)[attribute].values()
+        return new(sum(rows for rows, _ in shapes), next(columns for _, columns in shapes))
+
     hidden, inner, dim = spec.hidden_size, spec.intermediate_size, spec.head_dim
-    queries, all_heads = spec.num_heads * dim, (spec.num_heads + 2 * spec.num_kv_heads) * dim
+    all_heads = (spec.num_heads + 2 * spec.num_kv_heads) * dim
     return LayerWeights(
         input_norm=new(hidden),
-        qkv=new(all_heads, hidden),
-        output=new(hidden, queries),
+        qkv=linear("qkv"),
+        output=linear("output"),
         post_norm=new(hidden),
-        gate_up=new(2 * inner, hidden),
-        down=new(hidden, inner),
+        gate_up=linear("gate_up"),
+        down=linear("down"),
         qkv_bias=new(all_heads) if spec.qkv_bias else None,
         output_bias=new(hidden) if spec.output_bias else None,
         gate_up_bias=new(2 * inner) if spec.mlp_bias else None,
@@ -129,7 +134,7 @@ def _empty_layer(spec: DecoderSpec, dtype: torch.dtype) -> LayerWeights:
 def _views(spec: DecoderSpec, layer: LayerWeights) -> dict[str, Tensor]:
     """Checkpoint names of one layer and the part of our fused tensors that each fills."""
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    found: dict[str, Tensor | None] = {
+    found: dict[str, Weight | None] = {
         "input_layernorm.weight": layer.input_norm,
         "post_attention_layernorm.weight": layer.post_norm,
         "self_attn.o_proj.weight": layer.output,
@@ -143,9 +148,9 @@ def _views(spec: DecoderSpec, layer: LayerWeights) -> dict[str, Tensor]:
         ("weight", layer.qkv, layer.gate_up),
         ("bias", layer.qkv_bias, layer.gate_up_bias),
     ):
-        q, k, v = torch.split(qkv, [queries, keys, keys]) if qkv is not None else (None, None, None)
-        gate, up = gate_up.chunk(2) if gate_up is not None else (None, None)
+        q, k, v = torch.split(qkv, [queries, keys, keys]) if isinstance(qkv, Tensor) else (None, None, None)
+        gate, up = gate_up.chunk(2) if isinstance(gate_up, Tensor) else (None, None)
         found |= {f"self_attn.q_proj.{suffix}": q, f"self_attn.k_proj.{suffix}": k}
         found |= {f"self_attn.v_proj.{suffix}": v}
         found |= {f"mlp.gate_proj.{suffix}": gate, f"mlp.up_proj.{suffix}": up}
-    return {name: view for name, view in found.items() if view is not None}
+    return {name: view for name, view in found.items() if isinstance(view, Tensor)}

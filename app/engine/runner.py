@@ -156,7 +156,10 @@ class ModelRunner:
     def _load(self, config: EngineConfig) -> DecoderWeights:
         if config.load_format == "dummy":
             return dummy_weights(self.spec, self.dtype, config.seed)
-        return load_weights(self.folder, self.spec, self.dtype)
+        weights = load_weights(self.folder, self.spec, self.dtype)
+        if config.deterministic and weights.packed():
+            raise ValueError(f"deterministic=True runs plain weights only; those of {self.folder} are quantized")
+        return weights
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Tensors are made there. On the CPU they are anyway, and the context would cost time."""

@@ -5,6 +5,7 @@ Every fast path has a switch, so that what misbehaves on a machine can be turned
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels import reference
+from app.kernels.packed import PackedWeight, SideBySide, Weight
 from app.kernels.shared_prefix import never
 from app.kernels.tuning import Tuning, load_tuning
 from app.kernels.variants import KernelShape, Variant
@@ -24,8 +26,8 @@ Norms = tuple[Tensor, Tensor] | None
 class Kernels(Protocol):
     """What a decoder layer is made of. `plan` and `slots` are those of the same step."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [n, K] @ weight [N, K].T + bias [N]."""
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """x [n, K] @ weight [N, K].T + bias [N], however the weight is stored."""
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """What attend() needs of the tables [L, D] at these positions; once per step."""
@@ -43,8 +45,10 @@ class Kernels(Protocol):
 class ReferenceKernels:
     """Plain PyTorch on the CPU; slots: int64 [T * K] rows of the pages, plan: AttentionPlan."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight, bias)
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor):
+            return F.linear(x, weight, bias)
+        return weight.matmul(x) if bias is None else weight.matmul(x).add_(bias)
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
@@ -74,16 +78,25 @@ class TritonKernels:
     """
 
     def __init__(self, tuning: Tuning, *, fused: bool = True, deterministic: bool = False) -> None:
-        from app.kernels import linear, paged_attention, rms_norm, store_kv
+        from app.kernels import linear, packed_linear, paged_attention, rms_norm, store_kv
 
         self.tuning, self.fused, self.deterministic = tuning, fused, deterministic
         self._linear = linear.linear if deterministic else F.linear
+        self._packed, self._suits = packed_linear.packed_linear, packed_linear.suits
         self._attention = paged_attention.paged_attention
         self._store = store_kv.store_kv if fused else store_kv.store_kv_reference
         self._norm = rms_norm.add_rms_norm if fused else rms_norm.add_rms_norm_reference
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._linear(x, weight, bias)
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor):
+            return self._linear(x, weight, bias)
+        out = self._packed_linear(x, weight)
+        return out if bias is None else out.add_(bias)
+
+    def _packed_linear(self, x: Tensor, weight: PackedWeight) -> Tensor:
+        if isinstance(weight, SideBySide):
+            return torch.cat([self.linear(x, part) for part in weight.parts], -1)
+        return self._packed(x, weight) if self._suits(weight) else weight.matmul(x)
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         return cos, sin, positions
@@ -99,11 +112,12 @@ class TritonKernels:
         q = self._store(qkv, positions, slots, cos, sin, k_pages, v_pages, norms, eps)
         return self._attention(q, k_pages, v_pages, plan, scale, self.tuning.tiles)
 
-    def variants(self, shape: KernelShape, *, has_norm: bool) -> list[Variant]:
-        """Everything that serving can ask to be compiled. has_norm: of query and key heads."""
-        from app.kernels import linear, merge_lse, paged_attention, rms_norm, store_kv
+    def variants(self, shape: KernelShape, *, has_norm: bool, weights: Iterable[PackedWeight] = ()) -> list[Variant]:
+        """Everything that serving can ask to be compiled. has_norm: of query and key heads.  weights: quantized."""
+        from app.kernels import linear, merge_lse, packed_linear, paged_attention, rms_norm, store_kv
 
         found = paged_attention.variants(shape, self.tuning.tiles) + merge_lse.variants(shape)
+        found += packed_linear.variants(shape, weights)
         if self.fused:
             found += store_kv.variants(shape, has_norm) + rms_norm.variants(shape)
         return found + (linear.variants(shape) if self.deterministic else [])

@@ -278,7 +278,9 @@ async def test_a_request_shows_where_its_time_and_money_went(owner: Visitor, ser
         detail = client.get(f"/api/v1/requests/{request}").json()
     page = owner.page
     await owner.open(f"/requests/{request}", "Request")
-    steps = await page.locator(".waterfall [role=rowheader]").all_text_contents()
+    rows = page.locator(".waterfall [role=rowheader]")
+    await rows.nth(len(detail["spans"]) - 1).wait_for()
+    steps = await rows.all_text_contents()
     assert sorted(steps) == sorted(span["name"] for span in detail["spans"]) and {"route", "limits"} <= set(steps)
     shown = await page.locator("[data-sum]").inner_text()
     assert shown == f"${detail['cost_micros'] / 1e6:.6f}" and detail["cost_micros"] > 0

@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 
 from app.kernels import rejection, store_kv
 from app.kernels.dispatch import TritonKernels
+from app.kernels.packed import Int4Weight, PackedWeight, ScaledWeight
 from app.kernels.tasks import Tiles
 from app.kernels.tuning import Tuning
 from app.kernels.variants import KernelShape
@@ -31,7 +32,7 @@ SHAPES = [(32, 8, 128), (16, 8, 128), (21, 3, 96), (8, 8, 64)]  # query heads, k
 HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64",
-    torch.int32: "*i32", torch.int64: "*i64",
+    torch.uint8: "*u8", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 
 
@@ -83,12 +84,19 @@ def describe(compiled: Any) -> dict[str, int]:
     return found | {"shared_bytes": compiled.metadata.shared} | resources(compiled.asm["cubin"])
 
 
+def packed_weights() -> list[PackedWeight]:
+    """Of 4 and 8 bits, in groups of both kinds."""
+    codes, row = torch.zeros(64, 256, dtype=torch.int8), torch.ones(64, 1)
+    grouped = [torch.ones(64, 256 // group, dtype=torch.float16) for group in (32, 128)]
+    return [ScaledWeight(codes, row), *(Int4Weight.of(codes, scales, scales) for scales in grouped)]
+
+
 def main(dtypes: list[str], shapes: list[tuple[int, int, int]]) -> None:
     JITFunction.run = compile_instead
     for dtype, (heads, kv_heads, dim) in itertools.product(dtypes, shapes):
         shape = KernelShape(heads, kv_heads, dim, 16, heads * dim, getattr(torch, dtype), torch.device("cpu"))
         kernels = TritonKernels(Tuning(Tiles.of(shape.dtype)), deterministic=True)
-        found = kernels.variants(shape, has_norm=False) + store_kv.variants(shape, True)
+        found = kernels.variants(shape, has_norm=False, weights=packed_weights()) + store_kv.variants(shape, True)
         for variant in found + rejection.variants(shape, 32_000, 4):
             compiled_kernels.clear()
             variant.launch()

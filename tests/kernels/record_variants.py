@@ -1,6 +1,6 @@
 """Does an engine ask for a kernel variant that was not compiled ahead? Shown without a GPU, in a process of its own:
 
-    TRITON_INTERPRET=0 python -m tests.kernels.record_variants MODEL_FOLDER [--quick]
+    TRITON_INTERPRET=0 python -m tests.kernels.record_variants MODEL_FOLDER [--quick | --quantized]
 
 Launches are recorded instead of run, by what Triton specialises on; so the engine says nonsense, at full speed. Prints
 which variants were recorded at its start and which while serving, as JSON.
@@ -79,4 +79,7 @@ if __name__ == "__main__":
     quick = "--quick" in sys.argv
     every = itertools.product(("float32", "bfloat16"), (False, True), (False, True))
     calm = ("bfloat16", False, True, True)
-    main(Path(sys.argv[1]), [("bfloat16", True, True), calm] if quick else [*every, calm])
+    cases = [("bfloat16", True, True), calm] if quick else [*every, calm]
+    if "--quantized" in sys.argv:  # the deterministic mode runs plain weights only
+        cases = [("bfloat16", True, True)]
+    main(Path(sys.argv[1]), cases)

@@ -28,6 +28,8 @@ def check(rows: list[dict[str, Any]]) -> None:
         "rms_norm_kernel",
         "rejection_kernel",
         "linear_kernel",
+        "int4_linear_kernel",
+        "int8_linear_kernel",
     }
     assert {row["kernel"] for row in rows} == kernels
     for row in rows:
