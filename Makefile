@@ -33,7 +33,7 @@ format: .venv/.installed-dev
 types: .venv/.installed-dev
 	@mkdir -p .scratch
 	LITESTAR_APP=app.asgi:create_app $(BIN)/litestar schema openapi --output .scratch/openapi.json
-	$(BIN)/python hatch_build.py types .scratch/openapi.json
+	$(BIN)/python hatch_build.py types $(CURDIR)/.scratch/openapi.json
 
 .venv/.installed: pyproject.toml constraints.txt hatch_build.py $(CONSOLE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
