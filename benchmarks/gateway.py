@@ -5,7 +5,8 @@
 Every system gets the same closed-loop load in the same run: 1, 16 and 64 callers with plain answers, 16 callers with
 streams of 64 chunks. `bare`: a key, no limits, no budget. `governed`: limits on requests, tokens and concurrency, a
 budget, prices; both write the request log and the ledger to SQLite. LiteLLM runs with a master key and without its
-database, so bare. `CPU ms`: processor time of the server for one request, which a busy machine does not change much.
+database, so bare. Ours runs as `--role gateway` without documents, so that no torch is loaded. `CPU ms`: processor
+time of the server for one request, which a busy machine does not change much.
 Source of LiteLLM's set-up: https://docs.litellm.ai/docs/proxy/configs (one worker, no database, no callbacks).
 """
 
@@ -43,8 +44,8 @@ database_url = "sqlite+aiosqlite:///{folder}/gateway.db"
 directory = "{folder}"
 [telemetry]
 log_level = "warning"
-[engine]
-model = ""
+[rag]
+embedding_model = ""
 [[targets]]
 name = "mock"
 base_url = "{upstream}/v1"
@@ -229,10 +230,23 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+async def endure(url: str, key: str, requests: int, pid: int) -> None:
+    """Memory after each fifth of so many requests from 16 callers."""
+    done = 0
+    while done < requests:
+        part = 0
+        while part < requests / 5:
+            figure = await load(url, key, 16, 2.0, stream=False)
+            part += round(figure.per_second * 2.0)
+        done += part
+        print(f"after {done} more requests: {resident_mb(pid):.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--litellm", help="LiteLLM's command in an environment of its own.")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--requests", type=int, default=0, help="Then so many governed ones, watching memory.")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {0})
     results: dict[str, dict[str, Figure]] = {}
@@ -243,12 +257,14 @@ def main() -> None:
         keys = asyncio.run(prepare(folder, upstream, gateway))
         results["direct"] = asyncio.run(measure(upstream, "none", arguments.seconds, mock_pid))
         environ = {"PRECEDENT_CONFIG": str(folder / "precedent.toml")}
-        with running([sys.executable, "-m", "app.cli", "serve"], 1, gateway, environ) as pid:
+        with running([sys.executable, "-m", "app.cli", "serve", "--role", "gateway"], 1, gateway, environ) as pid:
             for kind in ("bare", "governed"):
                 results[f"precedent {kind}"] = asyncio.run(
                     measure(f"http://127.0.0.1:{gateway}", keys[kind], arguments.seconds, pid)
                 )
             print(f"precedent: {resident_mb(pid):.0f} MB")
+            if arguments.requests:
+                asyncio.run(endure(f"http://127.0.0.1:{gateway}", keys["governed"], arguments.requests, pid))
         if arguments.litellm:
             (folder / "litellm.yaml").write_text(LITELLM.format(upstream=upstream))
             command = [arguments.litellm, "--config", str(folder / "litellm.yaml"), "--port", str(litellm)]

@@ -278,7 +278,8 @@ def with_logprobs(folder: Path, asked: list[list[int]], **changes: Any) -> tuple
     return first.token_ids, first.logprobs
 
 
-@pytest.mark.parametrize("family", ["qwen3", pytest.param("mistral", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "mistral"])
 def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company_and_chunking(
     family: str, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +291,7 @@ def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company_and_chunki
     assert with_logprobs(folder, [asked, asked, *others], deterministic=True, num_blocks=16) == alone
 
 
+@pytest.mark.slow
 def test_without_the_mode_company_does_change_bits(
     model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,12 +302,21 @@ def test_without_the_mode_company_does_change_bits(
     assert alone[1] != together[1]
 
 
+def test_deterministic_numbers_are_the_same_beside_another_request(
+    model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dot_row_by_row(monkeypatch)
+    asked, other = prompts(9, 14)
+    alone = with_logprobs(model("qwen3"), [asked], deterministic=True)
+    assert with_logprobs(model("qwen3"), [asked, other], deterministic=True) == alone
+
+
 def test_deterministic_on_the_reference_kernels_says_what_it_needs(model: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match="deterministic=True needs our own kernels"):
         LLMEngine(settings(model("qwen3"), deterministic=True))
 
 
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_draft_model_runs_on_the_same_kernels(
     graphs: bool, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
