@@ -128,6 +128,7 @@ async def test_sixteen_streams_at_once_all_finish_and_none_waits_for_another(run
         first, event, done = None, "", {}
         request = {"question": question, "stream": True}
         async with client.stream("POST", "/api/v1/answers", json=request) as response:
+            assert response.status_code == 200, await response.aread()
             async for line in response.aiter_lines():
                 event = line.removeprefix("event: ") if line.startswith("event: ") else event
                 if line.startswith("data: "):

@@ -91,9 +91,9 @@ class LimitSettings:
         1024, "Output reserved for a request that names no limit; what it takes beyond may exceed a budget."
     )
     overload_seconds: float = setting(
-        30.0,
-        "Above this predicted time to the first token an engine is overloaded, in seconds: requests go elsewhere where "
-        "they may, else 429 says when to come back; 0: never.",
+        120.0,
+        "Above this predicted time to the first token (nine of ten stay below it) an engine is overloaded, in seconds: "
+        "requests go elsewhere where they may, else 429 says when to come back; 0: never. People want less.",
     )
     lease_seconds: int = setting(
         1800, "After so long, in seconds, what a replica that died had reserved is given back; longer than any request."
