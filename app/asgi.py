@@ -49,6 +49,7 @@ from app.rag.api.cache import test_cache
 from app.rag.api.conversations import ConversationController
 from app.rag.api.documents import DocumentController, answer, search
 from app.rag.api.evaluation import CaseController, give_feedback, list_feedback
+from app.rag.api.evidence import get_evidence
 from app.rag.api.index import IndexController
 from app.rag.api.jobs import JobController
 from app.rag.api.rights import get_index_report, get_page_image, put_labels, repair_index
@@ -80,6 +81,7 @@ LIBRARY = (
     list_feedback,
     CaseController,
     test_cache,
+    get_evidence,
 )
 
 

@@ -94,3 +94,18 @@ async def test_questions_that_cannot_be_asked(site: Site, reader: tuple[dict[str
         response = await site.client.post("/api/v1/answers", json=body, headers=headers)
         assert response.status_code == status, (body, response.text)
         assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_the_evidence_of_an_answer_is_found_by_its_request_for_who_may_see_it(site: Site) -> None:
+    headers = await site.headers("evidence", labels="m-1")
+    await site.file("lease.md", LEASE, headers, labels="m-1")
+    body = {"question": "How much is the rent?", "model": "quoting"}
+    answer = (await site.client.post("/api/v1/answers", json=body, headers=headers)).json()
+    await site.logged()
+    assert (await site.client.get(f"/api/v1/requests/{answer['id']}", headers=headers)).status_code == 200
+    path = f"/api/v1/answers/{answer['id']}/evidence"
+    found = (await site.client.get(path, headers=headers)).json()
+    assert {one["document_id"] for one in found["sources"]} == {one["document_id"] for one in answer["evidence"]}
+    assert any(one["cited"] for one in found["sources"]) and found["refused"] is False
+    for stranger in (await site.headers("evidence"), await site.headers("evidence-2", labels="m-1")):
+        assert (await site.client.get(path, headers=stranger)).status_code == 404

@@ -60,7 +60,7 @@ class OpenAnswer:
         left_out: int,
     ) -> None:
         self._left_out = left_out
-        self._id = uuid7()
+        self._id = stream.exchange.record.id if stream else uuid7()  # its request's, where there was one
         self._titles = {UUID(found.passage.document_id): found.title for found in passages}
         self._scanner = CitationScanner([found.evidence for found in passages])
         self._stream = stream

@@ -21,6 +21,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/answers/{answer_id}/evidence": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The passages that an answer was made of */
+        get: operations["ApiV1AnswersAnswerIdEvidenceGetEvidence"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/answers/{answer_id}/feedback": {
         parameters: {
             query?: never;
@@ -1858,6 +1875,12 @@ export interface components {
             };
             source: string;
         };
+        /** EvidenceOfAnswer */
+        EvidenceOfAnswer: {
+            flags: string[];
+            refused: boolean;
+            sources: components["schemas"]["SourceView"][];
+        };
         /** ExplainRequest */
         ExplainRequest: {
             /** @default false */
@@ -2709,6 +2732,43 @@ export interface operations {
                 };
                 content: {
                     "application/json": unknown;
+                };
+            };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
+                };
+            };
+        };
+    };
+    ApiV1AnswersAnswerIdEvidenceGetEvidence: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                answer_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Request fulfilled, document follows */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EvidenceOfAnswer"];
                 };
             };
             /** @description Bad request syntax or unsupported method */
