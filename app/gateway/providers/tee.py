@@ -4,6 +4,7 @@ JSON is decoded only where an event says something that matters; ordinary pieces
 handed through before the first piece of an answer has come, so that another target may still be tried until then.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,17 +22,14 @@ TELLING = (b'"error"', b'"usage":{', b'"usage": {', b'"finish_reason":"', b'"fin
 NULL_USAGE = (b',"usage":null', b', "usage": null')
 
 
-class Tee:
-    """Feed it what comes, hand on what it gives back."""
+class EventTee(ABC):
+    """Feed it what comes, hand on what it gives back. What an event means is the dialect's to say in `_event`."""
 
-    def __init__(self, decode: Callable[[bytes], Json], *, include_usage: bool) -> None:
+    def __init__(self, decode: Callable[[bytes], Json]) -> None:
         self._decode = decode
-        self._include_usage = include_usage
         self._pending = b""
         self._held: list[bytes] = []
         self._begun = False
-        self.finish: str | None = None
-        self.usage: Usage | None = None
         self.done = False
         self.failure: AppError | None = None
         self.last = b""
@@ -53,6 +51,20 @@ class Tee:
         if given and self._held:
             given, self._held = [*self._held, *given], []
         return b"".join(given)
+
+    @abstractmethod
+    def _event(self, event: bytes, given: list[bytes]) -> None:
+        """Appends to `given` what may be handed on, to `_held` what waits for the first piece of an answer."""
+
+
+class Tee(EventTee):
+    """The tee of OpenAI's dialect."""
+
+    def __init__(self, decode: Callable[[bytes], Json], *, include_usage: bool) -> None:
+        super().__init__(decode)
+        self._include_usage = include_usage
+        self.finish: str | None = None
+        self.usage: Usage | None = None
 
     def _event(self, event: bytes, given: list[bytes]) -> None:
         if not event.startswith(b"data:"):

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from app.errors import AppError, UpstreamError
-from app.gateway.providers.tee import MAX_EVENT_BYTES
+from app.gateway.providers.tee import EventTee
 
 Json = dict[str, Any]
 ANTHROPIC = "anthropic"
@@ -12,36 +11,13 @@ ANTHROPIC = "anthropic"
 ORDINARY = (b'"type":"content_block_delta"', b'"type": "content_block_delta"')
 
 
-class MessageTee:
-    """Feed it what comes, hand on what it gives back. read: takes each event that was decoded, and may raise."""
+class MessageTee(EventTee):
+    """The tee of Anthropic's dialect. read: takes each event that was decoded, and may raise. `last` begins with
+    message_delta."""
 
     def __init__(self, decode: Callable[[bytes], Json], read: Callable[[Json], object]) -> None:
-        self._decode = decode
+        super().__init__(decode)
         self._read = read
-        self._pending = b""
-        self._held: list[bytes] = []
-        self._begun = False
-        self.done = False
-        self.failure: AppError | None = None
-        self.last = b""
-        """From message_delta on: handed on when the stream has ended well."""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The events that are complete. What was wrong with one is in `failure`: those before it are good."""
-        *events, self._pending = (self._pending + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
-        if len(self._pending) > MAX_EVENT_BYTES:
-            raise UpstreamError("An upstream sent an event without end.")
-        given: list[bytes] = []
-        try:
-            for event in events:
-                if self.done:
-                    break
-                self._event(event, given)
-        except AppError as error:
-            self.failure = error
-        if given and self._held:
-            given, self._held = [*self._held, *given], []
-        return b"".join(given)
 
     def _event(self, event: bytes, given: list[bytes]) -> None:
         data = b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
