@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from app.engine.batch import ForwardBatch, build_batch
-from app.engine.decoder import Decoder, KVCache
+from app.engine.decoder import Decoder
 from app.engine.device import Device
 from app.engine.graphs import DecodeGraphs, GraphShape
+from app.engine.kv_cache import KVCache
 from app.engine.paged_batch import BlockTables, HostBatch, PagedBatches, to_device
 from app.engine.request import Request, Sequence, TokenSegment
 from app.engine.schedule import Schedule, ScheduledRow

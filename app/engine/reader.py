@@ -9,7 +9,8 @@ from torch import Tensor
 from app.engine.architecture import read_spec
 from app.engine.batch import build_batch
 from app.engine.config import SamplingParams
-from app.engine.decoder import Decoder, KVCache
+from app.engine.decoder import Decoder
+from app.engine.kv_cache import KVCache
 from app.engine.loader import DecoderWeights, load_weights
 from app.engine.request import Request, Sequence, TokenSegment
 from app.engine.schedule import Schedule, ScheduledRow

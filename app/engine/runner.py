@@ -12,9 +12,10 @@ from transformers.utils.hub import cached_file
 from app.engine.architecture import DecoderSpec, read_spec
 from app.engine.checksums import verify
 from app.engine.config import EngineConfig
-from app.engine.decoder import Decoder, KVCache
+from app.engine.decoder import Decoder
 from app.engine.device import Device, Download, open_device, upload_all
 from app.engine.forward import Forward, PagedForward, ReferenceForward
+from app.engine.kv_cache import KVCache
 from app.engine.loader import DecoderWeights, dummy_weights, load_weights
 from app.engine.request import Alternatives, Sequence
 from app.engine.sampler import SampledTokens, sample

@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 
 from app.engine.config import EngineConfig
-from app.engine.decoder import Decoder, KVCache
+from app.engine.decoder import Decoder
 from app.engine.device import Device, kv_budget
 from app.engine.forward import PagedForward
+from app.engine.kv_cache import KVCache
 from app.engine.sampler import SamplingBatch, sample
 from app.engine.token_pool import TokenPool
 from app.kernels.dispatch import TritonKernels

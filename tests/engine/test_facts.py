@@ -14,7 +14,7 @@ import torch
 
 from app.engine import AsyncEngine, LLMEngine, Request, SamplingParams, TokenSegment
 from app.engine.cost import AnswerLengths, Backlog, Coverage, Outlook, ResidualQuantiles, StepShape, StepTimeModel
-from app.engine.decoder import KVCache
+from app.engine.kv_cache import KVCache
 from app.errors import ContextTooLong
 from tests.engine.conftest import config, prompts
 from tests.engine.test_async_engine import collect, idle, request, run, until

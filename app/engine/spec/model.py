@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from app.engine.architecture import DecoderSpec, read_spec
-from app.engine.decoder import KVCache
 from app.engine.forward import Forward
+from app.engine.kv_cache import KVCache
 from app.engine.request import Sequence
 from app.engine.schedule import Schedule, ScheduledRow
 
