@@ -1,8 +1,8 @@
-"""python -m benchmarks.ingestion --documents DIR [--copies N] [--engine] [--json F]: pages a second, and who waits.
+"""python -m benchmarks.ingestion --documents DIR [--copies N] [--engine | --alone] [--json F]: pages a second, and who waits.
 
 Files a folder of PDFs (each copy with a line of its own, so that none is a duplicate) with the services that serve
 requests, and meanwhile asks the demo contracts one question after the other: by the fake target, or with `--engine` by
-the in-process engine with the demo model. Prints pages per second end to end, the share of the embedding forward, and
+the in-process engine with the demo model, or with `--alone` nothing. Prints pages per second end to end, the share of the embedding forward, and
 the p95 of the answers before and during the ingestion.
 """
 
@@ -53,11 +53,11 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
                 principal, Upload(path.name, "", path.read_bytes()), "demo", frozenset()
             )
         await _all_done(services)
-        idle = [await _ask(services, principal) for _ in range(IDLE_ANSWERS)]
+        idle = [await _ask(services, principal) for _ in range(0 if options.alone else IDLE_ANSWERS)]
         forward = _Clock(services.library.search._retriever._embedder)
         began = perf_counter()
         await _file(services, principal, options)
-        busy = await _ask_until_done(services, principal)
+        busy = await _until_done(services, None if options.alone else principal)
         seconds = perf_counter() - began
         async with services.database.session() as session:
             filed = select(DocumentVersion).join(Document, Document.id == DocumentVersion.document_id)
@@ -102,10 +102,11 @@ async def _file(services: Services, principal: Principal, options: argparse.Name
     services.library.jobs.wake()
 
 
-async def _ask_until_done(services: Services, principal: Principal) -> list[float]:
+async def _until_done(services: Services, asks: Principal | None) -> list[float]:
     taken = []
     while await _waiting(services):
-        taken.append(await _ask(services, principal))
+        if asks is not None:
+            taken.append(await _ask(services, asks))
         await asyncio.sleep(PAUSE_SECONDS)
     return taken
 
@@ -164,7 +165,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--engine", action="store_true")
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument("--engine", action="store_true")
+    beside.add_argument("--alone", action="store_true")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
