@@ -1,9 +1,9 @@
-"""python -m benchmarks.ingestion --documents DIR [--copies N] [--engine | --alone] [--json F]: pages a second, and who waits.
+"""python -m benchmarks.ingestion --documents DIR [--copies N] [--engine | --alone]: pages a second, and who waits.
 
 Files a folder of PDFs (each copy with a line of its own, so that none is a duplicate) with the services that serve
-requests, and meanwhile asks the demo contracts one question after the other: by the fake target, or with `--engine` by
-the in-process engine with the demo model, or with `--alone` nothing. Prints pages per second end to end, the share of the embedding forward, and
-the p95 of the answers before and during the ingestion.
+requests, and meanwhile asks the demo contracts one question after the other: by the fake target, with `--engine` by the
+in-process engine with the demo model, with `--alone` nothing. Prints pages per second end to end, the share of the
+embedding forward, and the p95 of the answers before and during the ingestion; `--json F` keeps them.
 """
 
 import argparse
