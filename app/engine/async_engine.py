@@ -27,9 +27,12 @@ from app.engine.delta import EngineDelta, delta, ended
 from app.engine.detokenizer import text_stream
 from app.engine.engine import LLMEngine, pin_request
 from app.engine.facts import EngineLoad, EngineStats, PromptKeys
+from app.engine.laps import Laps
 from app.engine.prefix import Label, LabelCount
 from app.engine.request import EngineError, Request, StepOutput, TokenSegment
 from app.engine.tokenizer import Tokenizer
+from app.engine.turns import Turns
+from app.engine.warm import Warm
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
 
 log = logging.getLogger(__name__)
@@ -40,10 +43,17 @@ T = TypeVar("T")
 
 
 class AsyncEngine:
-    """start() before use, stop() after. `healthy` and `reason` are what a readiness check wants to know."""
+    """start() before use, stop() after, as often as one likes. `healthy` and `reason` are what a readiness check wants.
 
-    def __init__(self, config: EngineConfig) -> None:
+    turns: of the device, where other engines are on it.  warm: what the next start need not do again.
+    """
+
+    def __init__(self, config: EngineConfig, turns: Turns | None = None) -> None:
         self.config = config
+        self.warm = Warm()
+        self.laps = Laps()
+        self.given_up: Callable[[], None] = lambda: None  # called when a failed engine is not restarted any more
+        self._turns = turns
         self._down: str | None = "not started"
         self._worker: EngineWorker | None = None
         self._outboxes: dict[str, asyncio.Queue[Outcome]] = {}
@@ -67,8 +77,11 @@ class AsyncEngine:
         await self._begin()
         self._supervisor = asyncio.create_task(self._supervise())
 
-    async def stop(self, *, drain_seconds: float = 0.0) -> None:
-        """Take no more requests, give those in flight so long to finish, abort the rest, end the thread."""
+    async def stop(self, *, drain_seconds: float = 0.0, keep: bool = False) -> None:
+        """Take no more requests, give those in flight so long to finish, abort the rest, end the thread.
+
+        keep: what makes the next start() faster stays in host memory; on the device nothing does.
+        """
         self._down, self._stopping = "stopping", True
         deadline = time.monotonic() + drain_seconds
         while self._outboxes and self._worker is not None and time.monotonic() < deadline:
@@ -76,7 +89,7 @@ class AsyncEngine:
         await self._end_supervisor()
         worker, self._worker = self._worker, None
         if worker is not None:
-            await worker.stop()
+            await worker.stop(keep=keep)
         self._down = "stopped"
 
     @property
@@ -100,7 +113,8 @@ class AsyncEngine:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        return self.engine.tokenizer
+        """Also while the engine is stopped, once it was prepared or started."""
+        return self.warm.tokenizer
 
     @property
     def limits(self) -> Limits:
@@ -135,9 +149,9 @@ class AsyncEngine:
     async def pin(self, segments: Seq[TokenSegment]) -> int:
         """Compute the whole blocks of this prefix and keep them for good, over restarts too; returns their tokens.
 
-        Raises ValueError where too much of the pool would be pinned.
+        An engine that is stopped computes them when it starts. Raises ValueError where too much would be pinned.
         """
-        pinned = await self._pin(tuple(segments))
+        pinned = 0 if self._worker is None else await self._pin(tuple(segments))
         self._pins.append(tuple(segments))
         return pinned
 
@@ -201,10 +215,13 @@ class AsyncEngine:
 
     async def _begin(self) -> None:
         self._failure.clear()
-        self._worker = worker = EngineWorker(self.config, self._deliver, self._failed)
+        self._worker = worker = EngineWorker(self.config, self._deliver, self._failed, self.warm, self._turns)
         await worker.start()
-        for segments in self._pins:
-            await self._pin(segments)
+        self.laps = worker.laps
+        for segments in list(self._pins):
+            if segments in self._pins:  # else forgotten meanwhile
+                await self._pin(segments)
+        self.laps.lap("pins")
         self._down = None
 
     async def _pin(self, segments: tuple[TokenSegment, ...]) -> int:
@@ -279,6 +296,7 @@ class AsyncEngine:
             count = len(self._failures)
             if count > self.config.restart_limit:
                 self._down = f"{self._down}; given up after {count - 1} restarts"
+                self.given_up()
                 return False
             await asyncio.sleep(min(MAX_BACKOFF, self.config.restart_backoff_s * 2.0 ** max(0, count - 1)))
             try:

@@ -15,6 +15,7 @@ from app.engine.config import EngineConfig, SamplingParams
 from app.engine.cost import StepShape
 from app.engine.facts import EngineLoad, EngineStats, Forecaster
 from app.engine.grammar import Grammars
+from app.engine.laps import Laps
 from app.engine.offline import Collected
 from app.engine.overlap import Flight, take_off, waits, without_placeholders
 from app.engine.prefix import BlockHasher, Label, LabelCount
@@ -24,7 +25,7 @@ from app.engine.runner import Launched, ModelRunner, Sampled, resolve_threads
 from app.engine.schedule import Schedule, ScheduledRow
 from app.engine.scheduler import Scheduler
 from app.engine.spec.speculator import Speculator
-from app.engine.tokenizer import Tokenizer, has_tokenizer
+from app.engine.warm import Warm
 
 MAX_PINNED = 0.5  # of the pool
 
@@ -35,16 +36,17 @@ class LLMEngine:
     Raises ValueError for a model or pool that cannot work; see loader.py and runner.py.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, warm: Warm | None = None, laps: Laps | None = None) -> None:
+        """warm: what was left of the last one, if any; laps: where the seconds went."""
         torch.set_num_threads(resolve_threads(config.threads))
-        self.config = config
-        self.runner = runner = ModelRunner(config)
+        self.config, warm, laps = config, warm or Warm(), laps or Laps()
+        self.runner = runner = ModelRunner(config, warm.weights, laps)
         self.pool = BlockPool(runner.num_blocks)
         size, model_id = config.block_size, f"{runner.folder.resolve()}:{runner.dtype}"
         hasher = BlockHasher(model_id, size) if config.enable_prefix_cache else None
         # Its own hasher: prompts are fingerprinted in the caller's thread.
         outside = BlockHasher(model_id, size) if config.enable_prefix_cache else None
-        self.forecast = Forecaster(self.pool, outside, block_size=size)
+        self.forecast = Forecaster(self.pool, outside, block_size=size, cost=warm.cost)
         self.scheduler = Scheduler(
             self.pool,
             hasher,
@@ -53,7 +55,8 @@ class LLMEngine:
             block_size=size,
         )
         self.forecast.refresh(self.scheduler)
-        self.tokenizer = Tokenizer(runner.folder) if has_tokenizer(runner.folder) else None
+        self.tokenizer = warm.tokenizer_of(runner.folder)
+        laps.lap("tokenizer")
         has_text = self.tokenizer is not None
         self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, has_text, config.max_num_seqs)
         self.grammars = Grammars(self.tokenizer, runner.spec.vocab_size, runner.spec.eos_token_ids)

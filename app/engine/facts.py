@@ -92,11 +92,11 @@ class Forecaster:
 
     def __init__(
         self, pool: BlockPool, hasher: BlockHasher | None, *, block_size: int,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter, cost: StepTimeModel | None = None,
     ) -> None:  # fmt: skip
         self._clock = clock
         self._busy_until = 0.0  # when the step that runs now should be over
-        self.cost = StepTimeModel()
+        self.cost = cost or StepTimeModel()
         self.residuals = ResidualQuantiles()
         self._coverage = Coverage()
         self.backlog = Backlog((), (), 0, 1, 0, pool.total, 0.0)

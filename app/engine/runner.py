@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from transformers.utils.hub import cached_file
 
+from app.engine import memory
 from app.engine.architecture import DecoderSpec, read_spec
-from app.engine.checksums import verify
+from app.engine.checksums import verify_folder
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder
 from app.engine.device import Device, Download, open_device, upload_all
 from app.engine.forward import Forward, PagedForward, ReferenceForward
 from app.engine.kv_cache import KVCache
+from app.engine.laps import Laps
 from app.engine.loader import DecoderWeights, dummy_weights, load_weights
 from app.engine.request import Alternatives, Sequence
 from app.engine.sampler import SampledTokens, sample
@@ -102,14 +104,6 @@ def _download(model: str, revision: str | None) -> Path:
     return Path(str(config)).parent
 
 
-def _verify(folder: Path, config: EngineConfig) -> None:
-    """Before anything is read. Raises ValueError naming the file that is not what was pinned."""
-    own = folder / "SHA256SUMS"
-    path = config.checksums or (own if own.is_file() else None)
-    if path is not None:
-        verify(folder, path)
-
-
 def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
     """ "auto" is bfloat16 on a GPU, and on a CPU that multiplies it natively. Measured on a Zen 5 core with batches of
     8 and more tokens: linear layers 3-5x faster than float32; at one token about equal."""
@@ -128,10 +122,15 @@ def resolve_threads(threads: int | None) -> int:
 class ModelRunner:
     """run(schedule) is one forward pass and one sampling of everybody who caught up."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, kept: DecoderWeights | None = None, laps: Laps | None = None
+    ) -> None:  # fmt: skip
+        """kept: weights in host memory, which are copied to the device instead of being read from the files."""
+        laps = laps or Laps()
         folder = resolve_folder(config.model, config.revision)
         self.folder = folder
-        _verify(folder, config)
+        verify_folder(folder, config.checksums)
+        laps.lap("verify")
         self.spec = read_spec(folder)
         self.device = open_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device.torch)
@@ -142,8 +141,9 @@ class ModelRunner:
         if isinstance(self.kernels, ReferenceKernels):  # a GPU's pool is measured with the model in place
             _, longest = pool_shape(config, self.spec, self.dtype, draft)
         with self._on_device():
-            self.decoder = Decoder(self.spec, self._load(config), longest, self.kernels)
+            self.decoder = Decoder(self.spec, self._load(config, kept), longest, self.kernels)
             drafter = self._draft_decoder(draft, config, longest) if draft is not None else None
+        laps.lap("weights")
         self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype, draft, self._budget(config))
         self.tokens = TokenPool(config.max_num_seqs, self.device)
         self._keeps_tokens = config.overlap
@@ -153,8 +153,28 @@ class ModelRunner:
             cache, forward = self._prepared(config, drafter)
             self.draft_model = DraftModel(forward, cache)
         self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
+        self._drafter = drafter
+        laps.lap("kv_pool")
 
-    def _load(self, config: EngineConfig) -> DecoderWeights:
+    def num_bytes(self) -> int:
+        """Of weights and KV pages, the draft model's included."""
+        return memory.num_bytes(self._holdings())
+
+    def release(self) -> None:
+        """Give the device's memory back; the runner is of no use afterwards."""
+        memory.free(self._holdings())
+        self._forward = self.draft_model = None  # type: ignore[assignment]  # with its graphs
+        self.device.release()
+
+    def _holdings(self) -> list[object]:
+        """What grows with the model and its pool."""
+        drafts = [self._drafter.weights] if self._drafter is not None else []
+        pages = [self.draft_model.cache] if self.draft_model is not None else []
+        return [self.decoder.weights, self.cache, *drafts, *pages]
+
+    def _load(self, config: EngineConfig, kept: DecoderWeights | None) -> DecoderWeights:
+        if kept is not None:
+            return memory.to_device(kept, self.device.torch)
         if config.load_format == "dummy":
             return dummy_weights(self.spec, self.dtype, config.seed)
         weights = load_weights(self.folder, self.spec, self.dtype)

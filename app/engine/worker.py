@@ -1,17 +1,24 @@
-"""One LLMEngine in one thread, from loading to its end. A failed one is never revived, but replaced."""
+"""One LLMEngine in one thread, from loading to its end. A failed one is never revived, but replaced.
+
+However it ends, the device's memory is given back by this thread before it is gone.
+"""
 
 import asyncio
 import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from app.engine.config import EngineConfig
 from app.engine.engine import LLMEngine
+from app.engine.laps import Laps
 from app.engine.request import EngineError, Request, StepOutput
+from app.engine.turns import Turns
+from app.engine.warm import Warm
 from app.errors import AppError
 
 log = logging.getLogger(__name__)
@@ -40,7 +47,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    pass
+    """keep: for a while only; what makes the next start faster stays in host memory."""
+
+    keep: bool = False
 
 
 Order = Submit | Abort | Call | Stop
@@ -50,6 +59,7 @@ class EngineWorker:
     """Orders in through a plain queue; each step's outputs out in one call_soon_threadsafe.
 
     on_outcomes(list of (request id, output or error)) and on_failure(worker, reason) are called on the loop.
+    turns: of the device, which engines share.  laps: where the seconds of the start went.
     """
 
     def __init__(
@@ -57,8 +67,12 @@ class EngineWorker:
         config: EngineConfig,
         on_outcomes: Callable[[list[tuple[str, Outcome]]], None],
         on_failure: Callable[["EngineWorker", str], None],
+        warm: Warm,
+        turns: Turns | None = None,
     ) -> None:
         self.config = config
+        self.laps = Laps()
+        self._warm, self._turns = warm, turns or Turns()
         self.engine: LLMEngine | None = None
         self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._on_outcomes, self._on_failure = on_outcomes, on_failure
@@ -73,9 +87,9 @@ class EngineWorker:
         self._thread.start()
         await self._loaded
 
-    async def stop(self) -> None:
-        """After its current step; requests in flight end with "abort"."""
-        self.inbox.put(Stop())
+    async def stop(self, *, keep: bool = False) -> None:
+        """After its current step; requests in flight end with "abort". keep: see Stop."""
+        self.inbox.put(Stop(keep))
         await asyncio.to_thread(self._thread.join)
 
     async def ended(self) -> None:
@@ -88,62 +102,80 @@ class EngineWorker:
 
     def _main(self) -> None:
         try:
-            self.engine = engine = LLMEngine(self.config)
-            engine.warm_up()
+            self.engine = engine = self._load()
         except BaseException as error:
-            self.engine = None
+            traceback.clear_frames(error.__traceback__)  # who keeps the error keeps no weights
             self._call_soon(_reject, self._loaded, error)
             return
         self._call_soon(_resolve, self._loaded, None)
         try:
-            self._serve(engine)
+            stop = self._serve(engine)
+            self._give_back(engine, keep=stop.keep)
         except Exception as error:
             log.exception("engine step failed")
             self._fail(engine, f"{type(error).__name__}: {error}")
 
+    def _load(self) -> LLMEngine:
+        engine = LLMEngine(self.config, self._warm, self.laps)
+        self._warm.weights = None  # they are on the device again
+        engine.warm_up()
+        self.laps.lap("warm_up")
+        return engine
+
+    def _give_back(self, engine: LLMEngine, *, keep: bool) -> None:
+        if keep:
+            try:
+                self._warm.put_away(engine.runner)
+            except RuntimeError:  # no room in host memory
+                log.exception("the weights could not be kept; the files will be read again")
+        self.engine = None
+        engine.runner.release()
+
     def _fail(self, engine: LLMEngine, reason: str) -> None:
         """Memory back first, then the news."""
         self.engine, self._idle = None, True
-        try:
-            engine.abort_all()
-        except Exception:
-            log.exception("the failed engine could not be emptied")
+        for give_back in (engine.abort_all, engine.runner.release):
+            try:
+                give_back()
+            except Exception:
+                log.exception("the failed engine could not be emptied")
         self._call_soon(self._on_failure, self, reason)
 
-    def _serve(self, engine: LLMEngine) -> None:
+    def _serve(self, engine: LLMEngine) -> Stop:
         while True:
             outputs: list[StepOutput] = []
-            go_on = self._take_orders(engine, outputs)
-            if not go_on:
+            stop = self._take_orders(engine, outputs)
+            if stop is not None:
                 outputs += engine.abort_all()
             elif engine.has_work:
                 outputs += self._step(engine)
             if outputs:
                 self._call_soon(self._on_outcomes, [(output.request_id, output) for output in outputs])
-            if not go_on:
-                return
+            if stop is not None:
+                return stop
 
     def _step(self, engine: LLMEngine) -> list[StepOutput]:
         steps = engine.stats().steps
-        outputs = engine.step()
+        with self._turns.turn():
+            outputs = engine.step()
         if outputs or engine.stats().steps > steps:
             self._progressed = time.monotonic()
         else:
             time.sleep(0.001)  # nothing could be scheduled: a defect, and the watchdog will say so
         return outputs
 
-    def _take_orders(self, engine: LLMEngine, outputs: list[StepOutput]) -> bool:
-        """Everything in the inbox; waits for something where there is no work. False: stop."""
+    def _take_orders(self, engine: LLMEngine, outputs: list[StepOutput]) -> Stop | None:
+        """Everything in the inbox; waits for something where there is no work. The order to stop ends it."""
         wait = self._idle = not engine.has_work
         while True:
             try:
                 order = self.inbox.get(block=wait)
             except queue.Empty:
-                return True
+                return None
             if wait:
                 self._progressed, self._idle, wait = time.monotonic(), False, False
             if isinstance(order, Stop):
-                return False
+                return order
             self._obey(order, engine, outputs)
 
     def _obey(self, order: Submit | Abort | Call, engine: LLMEngine, outputs: list[StepOutput]) -> None:

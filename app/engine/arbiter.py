@@ -1,0 +1,155 @@
+"""Who may be on a device: one budget of bytes for all models there, and turns for their steps. No torch.
+
+Embedding and rerank models hold their part for good. The engines' models share the rest: who needs room gets it by
+putting idle models to sleep, the least recently used first. A model with requests in flight is never put to sleep. One
+that never runs out of them is asked to yield once it has been awake for SLICE_SECONDS: requests that come after that
+wait behind the model that waits, those in flight finish.
+
+Everything here runs on one event loop.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+from app.engine.turns import Turns
+from app.errors import ConfigurationError
+
+SLICE_SECONDS = 10.0
+
+
+class Sleepable(Protocol):
+    """A model that can be put to sleep. Times by time.monotonic()."""
+
+    name: str
+    num_bytes: int
+    pinned: bool
+    awake_since: float
+    last_used: float
+
+    @property
+    def idle(self) -> bool: ...
+
+    async def sleep(self) -> None: ...
+
+
+class DeviceArbiter:
+    """budget: bytes for weights and KV pools together; 0: unlimited."""
+
+    def __init__(self, device: str, budget: int = 0) -> None:
+        self.device, self.budget = device, budget
+        self.turns = Turns()
+        self.fixed: dict[str, int] = {}
+        self._models: list[Sleepable] = []
+        self._held: dict[Sleepable, int] = {}
+        self._queue = asyncio.Lock()  # first come, first served: a large model is not starved by small ones
+        self._change = asyncio.Event()
+        self._asked: Sleepable | None = None
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes by name of who holds them."""
+        return self.fixed | {model.name: count for model, count in self._held.items()}
+
+    @property
+    def used(self) -> int:
+        return sum(self.fixed.values()) + sum(self._held.values())
+
+    def hold(self, name: str, num_bytes: int) -> None:
+        """For good, as an embedding model does. Raises ConfigurationError where there is no room for it."""
+        if not self.has_room(num_bytes):
+            raise ConfigurationError(f"{self._sentence(name, num_bytes)}; {self.used:,} are taken")
+        self.fixed[name] = num_bytes
+
+    def register(self, model: Sleepable) -> None:
+        """Raises ConfigurationError where this or another model could never fit, whoever sleeps."""
+        models = [*self._models, model]
+        standing = sum(self.fixed.values()) + sum(one.num_bytes for one in models if one.pinned)
+        largest = max((one.num_bytes for one in models if not one.pinned), default=0)
+        if self.budget and standing + largest > self.budget:
+            raise ConfigurationError(
+                f"{self._sentence(model.name, model.num_bytes)}; what never sleeps there takes {standing:,} and the "
+                f"largest other model {largest:,}: raise the budget, or lower kv_cache_bytes"
+            )
+        self._models.append(model)
+
+    def remove(self, model: Sleepable) -> None:
+        """It is gone."""
+        if model in self._models:
+            self._models.remove(model)
+        self.give_back(model)
+
+    def has_room(self, num_bytes: int) -> bool:
+        return not self.budget or self.used + num_bytes <= self.budget
+
+    async def take(self, model: Sleepable) -> None:
+        """Room for `num_bytes` of the model: waits until those who came before have theirs and enough is idle."""
+        async with self._queue:
+            try:
+                while not self.has_room(model.num_bytes):
+                    await self._make_room()
+                self._held[model] = model.num_bytes
+            finally:
+                self._asked = None
+                self.changed()
+
+    def settle(self, model: Sleepable, num_bytes: int) -> bool:
+        """What it takes in fact, once it is there. False where that is more than the budget allows."""
+        model.num_bytes = self._held[model] = num_bytes
+        self.changed()
+        return self.has_room(0)
+
+    def give_back(self, model: Sleepable) -> None:
+        self._held.pop(model, None)
+        self.changed()
+
+    def yields(self, model: Sleepable) -> bool:
+        """Whether new requests for this model shall wait, since another one has waited for its room long enough."""
+        return self._asked is model and time.monotonic() - model.awake_since >= SLICE_SECONDS
+
+    def crowded(self, model: Sleepable) -> bool:
+        """Whether the model would have to wait for requests of others before there is room for it."""
+        could_leave = sum(count for one, count in self._held.items() if one.idle and not one.pinned)
+        return bool(self.budget) and self.used - could_leave + model.num_bytes > self.budget
+
+    def changed(self) -> None:
+        """Somebody came, left or is idle."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def change(self) -> None:
+        """Returns after the next changed()."""
+        await self._change.wait()
+
+    async def _make_room(self) -> None:
+        idle = [model for model in self._held if model.idle and not model.pinned]
+        if idle:
+            await min(idle, key=lambda model: model.last_used).sleep()
+            return
+        if self._asked not in self._held:
+            busy = [model for model in self._held if not model.pinned]
+            self._asked = min(busy, key=lambda model: model.awake_since, default=None)
+        await self.change()
+
+    def _sentence(self, name: str, num_bytes: int) -> str:
+        return f"{name!r} needs {num_bytes:,} bytes of the {self.budget:,} that models may take on {self.device!r}"
+
+
+class Devices:
+    """The arbiters of this process, one for each device; the budget is that of each."""
+
+    def __init__(self, budget: int = 0) -> None:
+        self._budget = budget
+        self._arbiters: dict[str, DeviceArbiter] = {}
+
+    def of(self, device: str) -> DeviceArbiter:
+        """auto and cpu are one device, and so are cuda and cuda:0."""
+        name = {"auto": "cpu", "cuda": "cuda:0"}.get(device, device)
+        return self._arbiters.setdefault(name, DeviceArbiter(name, self._budget))
+
+    def hold(self, device: str, name: str, num_bytes: int) -> None:
+        """See DeviceArbiter.hold()."""
+        self.of(device).hold(name, num_bytes)
+
+    def all(self) -> list[DeviceArbiter]:
+        return list(self._arbiters.values())

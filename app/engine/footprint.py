@@ -1,0 +1,82 @@
+"""What a model will take before anything of it is loaded, and what it needs even while it sleeps."""
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.engine.architecture import DecoderSpec, read_spec
+from app.engine.checksums import verify_folder
+from app.engine.config import EngineConfig
+from app.engine.device import open_device
+from app.engine.laps import Laps
+from app.engine.runner import pool_shape, resolve_dtype, resolve_folder
+from app.engine.tokenizer import Tokenizer, has_tokenizer
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
+_FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """num_bytes: of weights and KV pool, see footprint()."""
+
+    folder: Path
+    tokenizer: Tokenizer | None
+    num_bytes: int
+
+
+def prepare(config: EngineConfig, laps: Laps) -> Prepared:
+    """Find the model and check it, without loading it. Raises ValueError or OSError where it cannot be served."""
+    folder = resolve_folder(config.model, config.revision)
+    laps.lap("find")
+    verify_folder(folder, config.checksums)
+    laps.lap("verify")
+    num_bytes = footprint(config, folder)
+    laps.lap("config")
+    tokenizer = Tokenizer(folder) if has_tokenizer(folder) else None
+    laps.lap("tokenizer")
+    return Prepared(folder, tokenizer, num_bytes)
+
+
+def footprint(config: EngineConfig, folder: Path) -> int:
+    """Bytes of weights and KV pool, draft model included; of dummy weights none, they are counted when they are there.
+
+    Exact for plain weights; packed ones may take a little more once a device's kernels have laid them out.
+    """
+    device = open_device(config.device)
+    spec, dtype = read_spec(folder), resolve_dtype(config.dtype, device.torch)
+    draft = resolve_folder(config.draft_model) if config.draft_model and config.max_draft_tokens else None
+    num_blocks, _ = pool_shape(config, spec, dtype, draft)
+    total = 0
+    for model in (folder, draft):
+        if model is None:
+            continue
+        one = read_spec(model)
+        total += num_blocks * config.block_size * one.kv_bytes_per_token(dtype)
+        total += 0 if config.load_format == "dummy" else _weight_bytes(model, one, dtype)
+    return total
+
+
+def _weight_bytes(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> int:
+    """By the headers of the files. Floating weights are kept in `dtype`, what is packed as it is stored."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in _header(path).items():
+            if name == "__metadata__" or (name == "lm_head.weight" and spec.tied):
+                continue
+            kind = tensor["dtype"]
+            total += prod(tensor["shape"]) * (dtype.itemsize if kind in _FLOATING else _BYTES.get(kind, 1))
+    return total
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Of a safetensors file: its length as eight bytes, little-endian, then JSON."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found: dict[str, Any] = json.loads(file.read(length))
+    return found
