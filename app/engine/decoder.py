@@ -7,32 +7,51 @@ from app.engine.architecture import DecoderSpec, rope_table
 from app.engine.batch import ForwardBatch
 from app.engine.kv_cache import KVCache
 from app.engine.loader import DecoderWeights, LayerWeights
+from app.engine.parallel.group import Alone, Group
 from app.kernels.dispatch import Kernels, ReferenceKernels
 
 
 class Decoder:
-    """forward(batch, cache) writes the batch's keys and values and returns logits of the rows that sample."""
+    """forward(batch, cache) writes the batch's keys and values and returns logits of the rows that sample.
+
+    spec, weights: of the whole model, or of what this rank of `group` holds of each layer.
+    """
 
     def __init__(
-        self, spec: DecoderSpec, weights: DecoderWeights, max_model_len: int, kernels: Kernels | None = None
-    ) -> None:
+        self, spec: DecoderSpec, weights: DecoderWeights, max_model_len: int, kernels: Kernels | None = None,
+        group: Group | None = None,
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.weights = weights
         self.kernels = kernels or ReferenceKernels()
+        self.group = group or Alone()
         self._cos, self._sin = rope_table(spec, max_model_len, weights.embedding.dtype)
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """float32 [n, vocab] for the n tokens in batch.last."""
-        norm, eps = self.kernels.add_rms_norm, self.spec.rms_norm_eps
-        stream = F.embedding(batch.token_ids, self.weights.embedding)
+        stream = self.embed(batch.token_ids)
+        change = self.layers(stream, batch, cache)
+        return self.logits(stream, change, batch.last)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self.group.embed(token_ids, self.weights.embedding)
+
+    def layers(self, stream: Tensor, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """Into stream [T, hidden], in place, but for what the last layer adds to it, which is returned."""
+        norm, eps, total = self.kernels.add_rms_norm, self.spec.rms_norm_eps, self.group.sum
         rope = self.kernels.rope(self._cos, self._sin, batch.positions)
         change: Tensor | None = None
         for i, layer in enumerate(self.weights.layers):
-            change = self._attention(norm(stream, change, layer.input_norm, eps), i, rope, batch, cache)
-            change = self._mlp(norm(stream, change, layer.post_norm, eps), layer)
+            change = total(self._attention(norm(stream, change, layer.input_norm, eps), i, rope, batch, cache))
+            change = total(self._mlp(norm(stream, change, layer.post_norm, eps), layer))
         assert change is not None
-        last, changed = stream.index_select(0, batch.last), change.index_select(0, batch.last)
-        return self.kernels.linear(norm(last, changed, self.weights.norm, eps), self.weights.head).float()
+        return change
+
+    def logits(self, stream: Tensor, change: Tensor, rows: Tensor) -> Tensor:
+        """float32 [n, vocab]"""
+        last, changed = stream.index_select(0, rows), change.index_select(0, rows)
+        normed = self.kernels.add_rms_norm(last, changed, self.weights.norm, self.spec.rms_norm_eps)
+        return self.group.gather(self.kernels.linear(normed, self.weights.head)).float()
 
     def _attention(self, x: Tensor, i: int, rope: tuple[Tensor, ...], batch: ForwardBatch, cache: KVCache) -> Tensor:
         spec, layer = self.spec, self.weights.layers[i]

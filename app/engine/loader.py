@@ -3,6 +3,7 @@
 What is plain is read here, what is quantized by quant/.
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.engine.architecture import DecoderSpec
+from app.engine.parallel.layout import Cut, Layout, Part
 from app.engine.quant.layers import PackedLayers, linear_layers
 from app.engine.quant.reading import read_format
 from app.engine.shards import Shards
@@ -51,13 +53,18 @@ class DecoderWeights:
         return [weight for weight in (*linears, self.head) if not isinstance(weight, Tensor)]
 
 
-def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> DecoderWeights:
-    """Raises ValueError naming what is missing, unexpected in shape, not supported, or not in safetensors."""
+def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype, part: Part | None = None) -> DecoderWeights:
+    """Of the whole model, or of one rank's part.
+
+    Raises ValueError naming what is missing, unexpected in shape, not supported, or not in safetensors.
+    """
+    part = part or Layout().part(spec)
     shards, found = Shards(folder), read_format(folder)
-    packed = None if found is None else PackedLayers(shards, found, spec, dtype)
-    weights = _empty(spec, dtype, packed)
+    packed = None if found is None else PackedLayers(shards, found, part, dtype)
+    weights = _empty(part, dtype, packed)
     missing = set(weights.targets)
-    for name, tensor in shards.tensors(weights.targets):
+    cuts = {name: cut for name in weights.targets if (cut := part.cut(name)) is not None}
+    for name, tensor in shards.tensors(weights.targets, cuts):
         target = weights.targets[name]
         if target.shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the config says {tuple(target.shape)}")
@@ -69,41 +76,58 @@ def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Decoder
     return weights
 
 
-def dummy_weights(spec: DecoderSpec, dtype: torch.dtype, seed: int) -> DecoderWeights:
-    """Random weights of the right shapes: normal with deviation 0.02, norms one, biases zero."""
-    weights = _empty(spec, dtype)
-    device = weights.embedding.device
-    generator = torch.Generator(device).manual_seed(seed)
+def dummy_weights(spec: DecoderSpec, dtype: torch.dtype, seed: int, part: Part | None = None) -> DecoderWeights:
+    """Random weights of the right shapes: normal with deviation 0.02, norms one, biases zero.
+
+    Each tensor has a seed of its own, so that ranks hold parts of the same model.
+    """
+    part = part or Layout().part(spec)
+    weights = _empty(part, dtype)
+    generator = torch.Generator(weights.embedding.device)
     for name, target in weights.targets.items():
         if name.endswith("norm.weight"):
             target.fill_(1.0)
         elif name.endswith("bias"):
             target.zero_()
         else:
-            target.copy_(torch.randn(target.shape, generator=generator, device=device).mul_(0.02))
+            generator.manual_seed(seed + zlib.crc32(name.encode()))
+            _fill_random(target, part.cut(name), generator)
     weights.targets.clear()
     return weights
 
 
-def _empty(spec: DecoderSpec, dtype: torch.dtype, packed: PackedLayers | None = None) -> DecoderWeights:
-    """Room for what is plain, beside what is quantized."""
-    embedding = torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype)
+def _fill_random(target: Tensor, cut: Cut | None, generator: torch.Generator) -> None:
+    shape = list(target.shape)
+    if cut is not None:
+        shape[cut.dim] = cut.total
+    whole = torch.randn(shape, generator=generator, device=target.device).mul_(0.02)
+    target.copy_(whole if cut is None else whole[cut.index])
+
+
+def _empty(part: Part, dtype: torch.dtype, packed: PackedLayers | None = None) -> DecoderWeights:
+    """Room for what is plain, beside what is quantized. A rank without embedding or head has one of no rows."""
+    spec = part.spec
+    embedding = torch.empty(part.embedding_rows, spec.hidden_size, dtype=dtype)
     head: Weight | None = embedding if spec.tied else packed.head() if packed is not None else None
     plain_head = None
     if head is None:
-        head = plain_head = torch.empty_like(embedding)
-    layers = [_empty_layer(spec, dtype, packed.layer(i) if packed else {}) for i in range(spec.num_layers)]
+        head = plain_head = torch.empty(part.head_rows, spec.hidden_size, dtype=dtype)
+    layers = [_empty_layer(part, dtype, packed.layer(i) if packed else {}) for i in part.layers]
     norm = torch.empty(spec.hidden_size, dtype=dtype)
     weights = DecoderWeights(embedding, norm, head, layers)
-    weights.targets = {"model.embed_tokens.weight": embedding, "model.norm.weight": norm}
-    if plain_head is not None:
+    weights.targets = {"model.norm.weight": norm}
+    if part.embedding_rows:
+        weights.targets["model.embed_tokens.weight"] = embedding
+    if plain_head is not None and part.head_rows:
         weights.targets["lm_head.weight"] = plain_head
-    for i, layer in enumerate(layers):
+    for i, layer in zip(part.layers, layers, strict=True):
         weights.targets |= {f"model.layers.{i}.{name}": view for name, view in _views(spec, layer).items()}
     return weights
 
 
-def _empty_layer(spec: DecoderSpec, dtype: torch.dtype, packed: Mapping[str, PackedWeight]) -> LayerWeights:
+def _empty_layer(part: Part, dtype: torch.dtype, packed: Mapping[str, PackedWeight]) -> LayerWeights:
+    spec = part.spec
+
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
@@ -123,9 +147,9 @@ def _empty_layer(spec: DecoderSpec, dtype: torch.dtype, packed: Mapping[str, Pac
         gate_up=linear("gate_up"),
         down=linear("down"),
         qkv_bias=new(all_heads) if spec.qkv_bias else None,
-        output_bias=new(hidden) if spec.output_bias else None,
+        output_bias=new(hidden) if spec.output_bias and part.adds_bias else None,
         gate_up_bias=new(2 * inner) if spec.mlp_bias else None,
-        down_bias=new(hidden) if spec.mlp_bias else None,
+        down_bias=new(hidden) if spec.mlp_bias and part.adds_bias else None,
         q_norm=new(dim) if spec.qk_norm else None,
         k_norm=new(dim) if spec.qk_norm else None,
     )

@@ -3,12 +3,14 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from app.engine.parallel.layout import Cut
 
 _READ_AT_ONCE = 8  # tensors of one mapping: what was read of it counts as this process's memory until it is closed
 _LINEAR = re.compile(r"(.+_proj|lm_head)\.(.+)")
@@ -35,19 +37,30 @@ class Shards:
                 found[matched[1]].add(matched[2])
         return {layer: frozenset(names) for layer, names in found.items()}
 
-    def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Of these names, file by file, on torch's default device; None: all.
+    def tensors(
+        self, names: Iterable[str] | None = None, cuts: Mapping[str, Cut] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Of these names, file by file, on torch's default device; None: all. Of those in `cuts`, what is held alone.
 
         A tensor on the CPU is a view of its file: who keeps it copies it, or the file stays mapped.
         """
         wanted = set(self._home if names is None else names)
-        device = torch.get_default_device()
+        device, cuts = torch.get_default_device(), cuts or {}
         for path in dict.fromkeys(self._home.values()):
             here = [name for name in self._home if name in wanted and self._home[name] == path]
             for start in range(0, len(here), _READ_AT_ONCE):
                 with safe_open(path, framework="pt") as shard:
                     for name in here[start : start + _READ_AT_ONCE]:
-                        yield name, shard.get_tensor(name).to(device)
+                        yield name, _held(name, shard.get_tensor(name), cuts.get(name)).to(device)
+
+
+def _held(name: str, tensor: Tensor, cut: Cut | None) -> Tensor:
+    """A view: of what is not held nothing is read from the file."""
+    if cut is None:
+        return tensor
+    if tensor.dim() <= cut.dim or tensor.shape[cut.dim] != cut.total:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the config says {cut.total} in dimension {cut.dim}")
+    return tensor[cut.index]
 
 
 def _files(folder: Path) -> list[Path]:

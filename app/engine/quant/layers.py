@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from app.engine.architecture import DecoderSpec
+from app.engine.parallel.layout import Part
+from app.engine.quant.cutting import cut_weight
 from app.engine.quant.format import Format
 from app.engine.shards import Shards
-from app.kernels.packed import PackedWeight, fuse
+from app.kernels.packed import PackedWeight, Weight, fuse
 from app.kernels.packed_cpu import prepared
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -31,14 +32,15 @@ def linear_layers(spec: DecoderSpec) -> dict[str, Shapes]:
 
 
 class PackedLayers:
-    """Reads what is quantized; what is plain is left to the loader."""
+    """Reads what is quantized of one rank's part; what is plain is left to the loader."""
 
-    def __init__(self, shards: Shards, found: Format, spec: DecoderSpec, dtype: torch.dtype) -> None:
-        self._shards, self._format, self._spec, self._dtype = shards, found, spec, dtype
+    def __init__(self, shards: Shards, found: Format, part: Part, dtype: torch.dtype) -> None:
+        self._shards, self._format, self._dtype = shards, found, dtype
+        self._part, self._spec = part, part.whole
         self._linears = shards.linears()
 
     def layer(self, index: int) -> dict[str, PackedWeight]:
-        """By attribute of LayerWeights."""
+        """By attribute of LayerWeights. index: in the whole model."""
         prefix = f"model.layers.{index}."
         return {
             attribute: self._fused({prefix + name: shape for name, shape in parts.items()})
@@ -47,7 +49,7 @@ class PackedLayers:
         }
 
     def head(self) -> PackedWeight | None:
-        if self._spec.tied or not self._covers("lm_head"):
+        if self._spec.tied or not self._part.predicts or not self._covers("lm_head"):
             return None
         return self._fused({"lm_head": (self._spec.vocab_size, self._spec.hidden_size)})
 
@@ -55,10 +57,18 @@ class PackedLayers:
         return self._format.covers(self._linears.get(name, frozenset()))
 
     def _fused(self, parts: Shapes) -> PackedWeight:
-        weight = fuse([self._read(name, shape) for name, shape in parts.items()])
+        weight = fuse([self._held(name, self._read(name, shape)) for name, shape in parts.items()])
         return prepared(weight, self._dtype, torch.get_default_device())
 
-    def _read(self, layer: str, shape: tuple[int, int]) -> Tensor | PackedWeight:
+    def _held(self, layer: str, weight: Weight) -> Weight:
+        """Read whole, since what lies where in a file is the format's own affair, and cut then."""
+        cut = self._part.cut(f"{layer}.weight")
+        try:
+            return weight if cut is None else cut_weight(weight, cut)
+        except ValueError as error:
+            raise ValueError(f"{layer}: {error}") from error
+
+    def _read(self, layer: str, shape: tuple[int, int]) -> Weight:
         names = [f"{layer}.{name}" for name in self._linears.get(layer, ()) if name != "bias"]
         part = {name.removeprefix(f"{layer}."): tensor for name, tensor in self._shards.tensors(names)}
         try:

@@ -1,0 +1,1 @@
+"""One model on several ranks: tensor and pipeline parallelism (docs/parallel.md)."""
