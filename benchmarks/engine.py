@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from app.engine import EngineConfig, LLMEngine, Request, SamplingParams, TokenSegment
-from app.engine.runner import resolve_threads
+from app.engine.model import resolve_threads
 from benchmarks.peers import MODEL_SHAPES, ContinuousPeer, StaticPeer, VllmPeer, load_peer, model_shape, random_llama
 from benchmarks.workloads import SHAPES, Item, Result, Workload, build, slot_bound
 

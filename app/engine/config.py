@@ -48,6 +48,9 @@ class EngineConfig:
         drafts, so it needs max_draft_tokens=0. What no GPU has verified yet is off (docs/gpu.md).
     deterministic: on our own kernels, a request's numbers are the same bit by bit whatever runs beside it, however its
         prompt is cut and whether drafts are verified; slower, without graphs and shared_prefix_kernel.
+    tensor_parallel_size, pipeline_parallel_size: ranks that share each layer, and stages that the layers fall into
+        (docs/parallel.md); their product are the processes of this machine that hold the model, on GPUs one device
+        each from cuda:0 on. kv_cache_bytes and threads are then those of each.
     stall_s: no step progressed for so long while there was work: not healthy, and waiters fail.
     """
 
@@ -78,6 +81,12 @@ class EngineConfig:
     cuda_graphs: bool = False
     overlap: bool = False
     deterministic: bool = False
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def __post_init__(self) -> None:
         _require(str(self.model) != "", "model must name a folder or a hub id")
@@ -85,7 +94,8 @@ class EngineConfig:
         dtypes = ("auto", "float32", "bfloat16")
         _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, not {self.dtype!r}")
         _require(self.load_format in ("auto", "dummy"), f"load_format {self.load_format!r} is not auto or dummy")
-        for name in ("block_size", "max_num_batched_tokens", "max_num_seqs"):
+        positive = ("block_size", "max_num_batched_tokens", "max_num_seqs")
+        for name in (*positive, "tensor_parallel_size", "pipeline_parallel_size"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         for name in ("num_blocks", "kv_cache_bytes", "max_model_len", "threads"):
             value = getattr(self, name)
@@ -94,6 +104,7 @@ class EngineConfig:
         _require(self.restart_limit >= 0, "restart_limit must be at least 0")
         _require(self.restart_backoff_s >= 0, "restart_backoff_s must be at least 0")
         _require(self.stall_s > 0, "stall_s must be more than 0")
+        self._check_ranks()
 
     def _check_device(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -107,6 +118,17 @@ class EngineConfig:
         _require(plain, "deterministic=True runs without cuda_graphs and shared_prefix_kernel")
         alone = not self.overlap or self.max_draft_tokens == 0
         _require(alone, "overlap=True needs max_draft_tokens=0: a draft begins behind a token that is not known yet")
+
+    def _check_ranks(self) -> None:
+        if self.num_ranks == 1:
+            return
+        _require(not self.overlap, "overlap=True runs on one rank alone: the others know no token before it is sampled")
+        _require(not self.cuda_graphs, "cuda_graphs=True runs on one rank alone: steps of several are not captured")
+        exact = not self.deterministic or self.tensor_parallel_size == 1
+        _require(exact, "deterministic=True needs tensor_parallel_size=1: sums over ranks are rounded in another order")
+        _require(":" not in self.device, f"several ranks take one GPU each: device must be 'cuda', not {self.device!r}")
+        sized = self.device != "cuda" or self.kv_cache_bytes is not None or self.num_blocks is not None
+        _require(sized, "several ranks on GPUs need kv_cache_bytes, of each: only a rank alone measures what is left")
 
 
 @dataclass(frozen=True, slots=True)

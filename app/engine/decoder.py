@@ -25,6 +25,7 @@ class Decoder:
         self.weights = weights
         self.kernels = kernels or ReferenceKernels()
         self.group = group or Alone()
+        self.windows = spec.windows  # of the whole model: a batch has an attention plan for each
         self._cos, self._sin = rope_table(spec, max_model_len, weights.embedding.dtype)
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:

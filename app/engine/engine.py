@@ -16,12 +16,13 @@ from app.engine.cost import StepShape
 from app.engine.facts import EngineLoad, EngineStats, Forecaster
 from app.engine.grammar import Grammars
 from app.engine.laps import Laps
+from app.engine.model import resolve_threads
 from app.engine.offline import Collected
 from app.engine.overlap import Flight, take_off, waits, without_placeholders
 from app.engine.prefix import BlockHasher, Label, LabelCount
 from app.engine.quote_lock import QuoteLock, QuoteSources
 from app.engine.request import EngineError, FinishReason, Request, RequestOutput, Sequence, StepOutput, TokenSegment
-from app.engine.runner import Launched, ModelRunner, Sampled, resolve_threads
+from app.engine.runner import Launched, ModelRunner, Sampled
 from app.engine.schedule import Schedule, ScheduledRow
 from app.engine.scheduler import Scheduler
 from app.engine.spec.speculator import Speculator
@@ -38,7 +39,7 @@ class LLMEngine:
 
     def __init__(self, config: EngineConfig, warm: Warm | None = None, laps: Laps | None = None) -> None:
         """warm: what was left of the last one, if any; laps: where the seconds went."""
-        torch.set_num_threads(resolve_threads(config.threads))
+        torch.set_num_threads(resolve_threads(config.threads, config.num_ranks))
         self.config, warm, laps = config, warm or Warm(), laps or Laps()
         self.runner = runner = ModelRunner(config, warm.weights, laps)
         self.pool = BlockPool(runner.num_blocks)

@@ -1,7 +1,8 @@
 """A schedule to logits: by the reference kernels as it comes, by our own over pages, in graphs where one fits."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,9 +23,16 @@ from app.kernels.variants import KernelShape, Variant
 MAX_VERIFIED = 512  # tokens of a step with drafts in a graph, which makes logits of all of them
 
 
+def nobody(batch: object) -> None:
+    """Whom to tell where there are no other ranks."""
+
+
 class Forward(Protocol):
     def run(self, schedule: Schedule) -> Tensor:
-        """float32 [n, vocab] of the n rows that sample, on the device."""
+        """float32 [n, vocab] of the n rows that sample, on the device. Other ranks are told the batch first."""
+
+    def follow(self, batch: Any) -> None:
+        """On another rank: run what this rank was told."""
 
     def discard(self, seq: Sequence) -> None:
         """The sequence has ended."""
@@ -33,15 +41,22 @@ class Forward(Protocol):
 class ReferenceForward:
     """Plain PyTorch on the CPU."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, tokens: TokenPool, block_size: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, tokens: TokenPool, block_size: int,
+        tell: Callable[[object], None] = nobody,
+    ) -> None:  # fmt: skip
         self._decoder, self._cache, self._tokens, self._size = decoder, cache, tokens, block_size
-        self._windows = set(decoder.spec.windows)
+        self._windows, self._tell = set(decoder.windows), tell
 
     def run(self, schedule: Schedule) -> Tensor:
         heads = self._decoder.spec.num_kv_heads
         batch = build_batch(schedule, block_size=self._size, num_kv_heads=heads, windows=self._windows)
         batch.token_ids = self._tokens.resolve(batch.token_ids)
+        self._tell(batch)
         return self._decoder.forward(batch, self._cache)
+
+    def follow(self, batch: ForwardBatch) -> None:
+        self._decoder.forward(batch, self._cache)
 
     def discard(self, seq: Sequence) -> None:
         pass
@@ -55,12 +70,12 @@ class PagedForward:
 
     def __init__(
         self, device: Device, decoder: Decoder, cache: KVCache, kernels: TritonKernels, tokens: TokenPool, *,
-        max_seqs: int, max_model_len: int, block_size: int,
+        max_seqs: int, max_model_len: int, block_size: int, tell: Callable[[object], None] = nobody,
     ) -> None:  # fmt: skip
-        self._device, self._decoder, self._cache = device, decoder, cache
+        self._device, self._decoder, self._cache, self._tell = device, decoder, cache, tell
         self._kernels, self._tuning, self._tokens = kernels, kernels.tuning, tokens
         self._max_seqs, self._max_len, self._size = max_seqs, max_model_len, block_size
-        self._windows = tuple(dict.fromkeys(decoder.spec.windows))
+        self._windows = tuple(dict.fromkeys(decoder.windows))
         self._tables = BlockTables(-(-max_model_len // block_size))
         self._dummy = len(cache.keys[0]) - 1
         self._group = decoder.spec.num_heads // decoder.spec.num_kv_heads
@@ -78,6 +93,9 @@ class PagedForward:
             if logits is not None:
                 return logits
         return self._eager(self._batches.host(schedule))
+
+    def follow(self, batch: HostBatch) -> None:
+        self._eager(batch)
 
     def compile(self) -> None:
         """Every variant that serving can ask for, so that no request waits for a compiler."""
@@ -139,6 +157,7 @@ class PagedForward:
         return seq
 
     def _eager(self, host: HostBatch) -> Tensor:
+        self._tell(host)
         return self._forward(to_device(host, self._device.upload))
 
     def _forward(self, batch: ForwardBatch) -> Tensor:

@@ -1,8 +1,6 @@
 """Runs a schedule: owns the weights, the KV pages and the device. The only place that calls the decoder."""
 
 import json
-import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +13,13 @@ from app.engine.checksums import verify_folder
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder
 from app.engine.device import Device, Download, open_device, upload_all
-from app.engine.forward import Forward, PagedForward, ReferenceForward
-from app.engine.kv_cache import KVCache
 from app.engine.laps import Laps
-from app.engine.loader import DecoderWeights, dummy_weights, load_weights
+from app.engine.loader import DecoderWeights, load_weights
+from app.engine.model import choose_kernels, device_of, on_device, prepare, read_weights
+from app.engine.parallel.joining import Meeting
+from app.engine.parallel.layout import Layout, Part
+from app.engine.parallel.ranks import Ranks
+from app.engine.parallel.wire import Clear, Pool, Task
 from app.engine.request import Alternatives, Sequence
 from app.engine.sampler import SampledTokens, sample
 from app.engine.sampling_batch import SamplingBatches
@@ -26,7 +27,7 @@ from app.engine.schedule import Schedule
 from app.engine.sizing import pool_budget
 from app.engine.spec.model import DraftModel, read_draft_spec
 from app.engine.token_pool import TokenPool
-from app.kernels.dispatch import ReferenceKernels, Switches, TritonKernels, choose
+from app.kernels.dispatch import ReferenceKernels
 
 DEFAULT_KV_BYTES = 512 * 1024**2
 _OPTIONAL_FILES = (
@@ -115,10 +116,6 @@ def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def resolve_threads(threads: int | None) -> int:
-    return threads or len(os.sched_getaffinity(0))
-
-
 class ModelRunner:
     """run(schedule) is one forward pass and one sampling of everybody who caught up."""
 
@@ -132,28 +129,40 @@ class ModelRunner:
         verify_folder(folder, config.checksums)
         laps.lap("verify")
         self.spec = read_spec(folder)
-        self.device = open_device(config.device)
+        self.layout = Layout.of(config)
+        part = self.layout.part(self.spec)
+        self.device = open_device(device_of(config, 0))
         self.dtype = resolve_dtype(config.dtype, self.device.torch)
-        self.block_size = config.block_size
-        self.kernels = choose_kernels(config, self.device, self.spec, self.dtype)
+        self.kernels = choose_kernels(config, self.device, part.spec, self.dtype)
+        self.tokens = TokenPool(config.max_num_seqs, self.device)
+        self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
+        self._keeps_tokens = config.overlap
+        self.ranks = Ranks(self.layout.num_ranks)
+        try:
+            self._build(config, part, kept, laps)
+        except BaseException:
+            self.ranks.close()
+            raise
+
+    def _build(self, config: EngineConfig, part: Part, kept: DecoderWeights | None, laps: Laps) -> None:
+        """Weights and pages. The pool is that of a rank: the first has as many layers as any."""
         draft = resolve_folder(config.draft_model) if config.draft_model and config.max_draft_tokens else None
         longest = longest_request(config, self.spec)
         if isinstance(self.kernels, ReferenceKernels):  # a GPU's pool is measured with the model in place
-            _, longest = pool_shape(config, self.spec, self.dtype, draft)
-        with self._on_device():
-            self.decoder = Decoder(self.spec, self._load(config, kept), longest, self.kernels)
-            drafter = self._draft_decoder(draft, config, longest) if draft is not None else None
+            _, longest = pool_shape(config, part.spec, self.dtype, draft)
+        self.decoder = self._joined(config, part, longest, kept)
+        self._drafter = self._draft_decoder(draft, config, longest) if draft is not None else None
         laps.lap("weights")
-        self.num_blocks, self.max_model_len = pool_shape(config, self.spec, self.dtype, draft, self._budget(config))
-        self.tokens = TokenPool(config.max_num_seqs, self.device)
-        self._keeps_tokens = config.overlap
-        self.cache, self._forward = self._prepared(config, self.decoder)
+        pool = Pool(*pool_shape(config, part.spec, self.dtype, draft, self._budget(config)))
+        self.num_blocks, self.max_model_len = pool.num_blocks, pool.max_model_len
+        self.ranks.tell(pool)
+        self.cache, self._forward = prepare(
+            config, self.device, self.decoder, self.tokens, pool, verified=config.max_draft_tokens, tell=self.ranks.tell
+        )
         self.draft_model: DraftModel | None = None
-        if drafter is not None:
-            cache, forward = self._prepared(config, drafter)
+        if self._drafter is not None:  # what writes drafts decodes; it never verifies any
+            cache, forward = prepare(config, self.device, self._drafter, self.tokens, pool)
             self.draft_model = DraftModel(forward, cache)
-        self.sampling = SamplingBatches(self.spec.vocab_size, self.spec.eos_token_ids)
-        self._drafter = drafter
         laps.lap("kv_pool")
 
     def num_bytes(self) -> int:
@@ -161,7 +170,8 @@ class ModelRunner:
         return memory.num_bytes(self._holdings())
 
     def release(self) -> None:
-        """Give the device's memory back; the runner is of no use afterwards."""
+        """End the other ranks, give the device's memory back; the runner is of no use afterwards."""
+        self.ranks.close()
         memory.free(self._holdings())
         self._forward = self.draft_model = None  # type: ignore[assignment]  # with its graphs
         self.device.release()
@@ -172,49 +182,39 @@ class ModelRunner:
         pages = [self.draft_model.cache] if self.draft_model is not None else []
         return [self.decoder.weights, self.cache, *drafts, *pages]
 
-    def _load(self, config: EngineConfig, kept: DecoderWeights | None) -> DecoderWeights:
-        if kept is not None:
-            return memory.to_device(kept, self.device.torch)
-        if config.load_format == "dummy":
-            return dummy_weights(self.spec, self.dtype, config.seed)
-        weights = load_weights(self.folder, self.spec, self.dtype)
-        if config.deterministic and weights.packed():
-            raise ValueError(f"deterministic=True runs plain weights only; those of {self.folder} are quantized")
-        return weights
+    def _joined(self, config: EngineConfig, part: Part, longest: int, kept: DecoderWeights | None) -> Decoder:
+        """Every rank loads its part at the same time; then they meet."""
+        ranks, layout = self.ranks, self.layout
+        others = range(1, layout.num_ranks)
+        ranks.start([Task(i, config, self.folder, self.spec, self.dtype, longest, ranks.store) for i in others])
+        with on_device(self.device):
+            weights = read_weights(config, self.folder, part, self.dtype) if kept is None else self._copied(kept)
+            ranks.wait_until_loaded()
+            meeting = Meeting(layout, 0, ranks.store, self.device.torch, config.stall_s, ranks.lost)
+            decoder, peers = meeting.join(part, weights, longest, self.kernels)
+        ranks.met(peers)
+        return decoder
 
-    def _on_device(self) -> AbstractContextManager[object]:
-        """Tensors are made there. On the CPU they are anyway, and the context would cost time."""
-        return nullcontext() if self.device.torch.type == "cpu" else self.device.torch
+    def _copied(self, kept: DecoderWeights) -> DecoderWeights:
+        return memory.to_device(kept, self.device.torch)
 
     def _budget(self, config: EngineConfig) -> int | None:
-        if isinstance(self.kernels, ReferenceKernels):
+        if isinstance(self.kernels, ReferenceKernels) or config.num_ranks > 1:
             return None
         return pool_budget(config, self.device, self.decoder, self.kernels, longest_request(config, self.spec))
 
     def _draft_decoder(self, folder: Path, config: EngineConfig, longest: int) -> Decoder:
+        """Whole on rank 0, however many there are."""
         spec = read_draft_spec(folder, self.spec, longest)
         kernels = choose_kernels(config, self.device, spec, self.dtype)
-        return Decoder(spec, load_weights(folder, spec, self.dtype), longest, kernels)
-
-    def _prepared(self, config: EngineConfig, decoder: Decoder) -> tuple[KVCache, Forward]:
-        """The pages of this model, and what runs it over them."""
-        size, kernels = config.block_size, decoder.kernels
-        if not isinstance(kernels, TritonKernels):
-            cache = KVCache.allocate(decoder.spec, self.num_blocks, size, self.dtype)
-            return cache, ReferenceForward(decoder, cache, self.tokens, size)
-        cache = KVCache.allocate(decoder.spec, self.num_blocks + 1, size, self.dtype, self.device.torch)
-        forward = PagedForward(
-            self.device, decoder, cache, kernels, self.tokens, max_seqs=config.max_num_seqs,
-            max_model_len=self.max_model_len, block_size=size,
-        )  # fmt: skip
-        forward.compile()
-        if config.cuda_graphs:
-            # What writes drafts decodes; it never verifies any.
-            forward.capture_all(config.max_draft_tokens if decoder is self.decoder else 0)
-        return cache, forward
+        with on_device(self.device):
+            return Decoder(spec, load_weights(folder, spec, self.dtype), longest, kernels)
 
     def clear(self, block_ids: list[int]) -> None:
-        """Zero these pages, in both models' caches."""
+        """Zero these pages, in both models' caches, on every rank."""
+        if not block_ids:
+            return
+        self.ranks.tell(Clear(block_ids))
         self.cache.clear(block_ids)
         if self.draft_model is not None:
             self.draft_model.cache.clear(block_ids)
@@ -225,7 +225,9 @@ class ModelRunner:
             self.clear(schedule.partial_blocks)
 
     def run(self, schedule: Schedule) -> Sampled:
-        return self.launch(schedule).wait()
+        sampled = self.launch(schedule).wait()
+        self.ranks.check()
+        return sampled
 
     def launch(self, schedule: Schedule) -> Launched:
         """Everything up to the copy of the results to the host, which is still under way on a GPU."""
@@ -238,7 +240,7 @@ class ModelRunner:
         request = self.sampling.batch([row.seq for row in rows], [row.draft for row in rows])
         wanted = [row.seq.sampling.logprobs or 0 for row in rows for _ in range(row.num_samples)]
         with_logprobs = request.with_logprobs.tolist()
-        with self._on_device():
+        with on_device(self.device):
             found = sample(logits, upload_all(request, self.device))
         if self._keeps_tokens:
             self.tokens.keep([row.seq for row in rows], found.tokens)
@@ -261,17 +263,6 @@ def _sampled(found: SampledTokens, rows: list[int], num_top: list[int]) -> Sampl
     for i, ids, values in zip(rows, found.top_ids.tolist(), found.top_logprobs.tolist(), strict=True):
         sampled.top_logprobs[i] = list(zip(ids[: num_top[i]], values[: num_top[i]], strict=True))
     return sampled
-
-
-def choose_kernels(
-    config: EngineConfig, device: Device, spec: DecoderSpec, dtype: torch.dtype
-) -> ReferenceKernels | TritonKernels:
-    """Decided once; see dispatch.py."""
-    return choose(
-        config.kernels, device.torch, device.name, group=spec.num_heads // spec.num_kv_heads, head_dim=spec.head_dim,
-        dtype=dtype,
-        switches=Switches(config.shared_prefix_kernel, config.fused_kernels, config.deterministic),
-    )  # fmt: skip
 
 
 def longest_request(config: EngineConfig, spec: DecoderSpec) -> int:

@@ -52,7 +52,14 @@ class Stop:
     keep: bool = False
 
 
-Order = Submit | Abort | Call | Stop
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Another rank of the engine is gone, perhaps while nothing ran."""
+
+    reason: str
+
+
+Order = Submit | Abort | Call | Stop | Lost
 
 
 class EngineWorker:
@@ -118,6 +125,7 @@ class EngineWorker:
     def _load(self) -> LLMEngine:
         engine = LLMEngine(self.config, self._warm, self.laps)
         self._warm.weights = None  # they are on the device again
+        engine.runner.ranks.on_lost = lambda reason: self.inbox.put(Lost(reason))
         engine.warm_up()
         self.laps.lap("warm_up")
         return engine
@@ -176,6 +184,8 @@ class EngineWorker:
                 self._progressed, self._idle, wait = time.monotonic(), False, False
             if isinstance(order, Stop):
                 return order
+            if isinstance(order, Lost):
+                raise EngineError(order.reason)
             self._obey(order, engine, outputs)
 
     def _obey(self, order: Submit | Abort | Call, engine: LLMEngine, outputs: list[StepOutput]) -> None:

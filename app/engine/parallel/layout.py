@@ -8,6 +8,7 @@ stages, one behind the other. Rank = stage * tensor + place within the stage.
 from dataclasses import dataclass, replace
 
 from app.engine.architecture import DecoderSpec
+from app.engine.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class Layout:
 
     tensor: int = 1
     stages: int = 1
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Layout":
+        return cls(config.tensor_parallel_size, config.pipeline_parallel_size)
 
     @property
     def num_ranks(self) -> int:
