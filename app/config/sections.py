@@ -146,7 +146,9 @@ class EngineSettings:
     max_num_batched_tokens: int = setting(1024, "Token budget of one step.")
     max_model_len: int = setting(0, "Longest prompt plus output in tokens; 0: what the model's config says.")
     kv_cache_bytes: int = setting(
-        0, "Memory for the KV cache in bytes; 0: 512 MiB on a CPU, on a GPU what gpu_memory_utilization leaves."
+        0,
+        "Memory for the KV cache in bytes, of each of the engine's processes; 0: 512 MiB on a CPU, on a GPU what "
+        "gpu_memory_utilization leaves.",
     )
     gpu_memory_utilization: float = setting(0.9, "Share of a GPU's memory for weights, graphs and KV cache together.")
     kernels: str = setting("auto", "auto, reference (plain PyTorch) or triton.")
@@ -154,12 +156,18 @@ class EngineSettings:
     shared_prefix_kernel: bool = setting(False, "Read shared prefixes once, where the tuning table says that it pays.")
     cuda_graphs: bool = setting(False, "Replay decode steps from CUDA graphs.")
     overlap: bool = setting(False, "Prepare the next step while the last one runs; needs max_draft_tokens = 0.")
-    threads: int = setting(0, "CPU threads of the engine; 0: all cores.")
+    threads: int = setting(0, "CPU threads of the engine, of each process where it has several; 0: all cores.")
     max_draft_tokens: int = setting(
         8, "Most tokens guessed ahead of a request (from its own passages and text) and verified in one step; 0: none."
     )
     draft_model: str = setting(
         "", "Folder or hub name of a small model with the same tokenizer that guesses where nothing else does."
+    )
+    tensor_parallel_size: int = setting(
+        1, "Processes of this machine that share every layer, on GPUs one device each; see docs/parallel.md."
+    )
+    pipeline_parallel_size: int = setting(
+        1, "Stages that the model's layers are split into, each with processes of its own; see docs/parallel.md."
     )
     max_queue_seconds: float = setting(
         60.0,

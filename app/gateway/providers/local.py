@@ -80,6 +80,8 @@ class LocalProvider:
             threads=s.threads or None,
             max_draft_tokens=s.max_draft_tokens,
             draft_model=s.draft_model or None,
+            tensor_parallel_size=s.tensor_parallel_size,
+            pipeline_parallel_size=s.pipeline_parallel_size,
         )
         self._engine = AsyncEngine(config)
         await self._engine.start()
