@@ -42,6 +42,7 @@ from app.gateway.controllers_catalog import (
     provide_editor,
 )
 from app.gateway.controllers_engine import EngineController, watch
+from app.gateway.controllers_models import ModelController
 from app.gateway.controllers_replica import ReplicaController
 from app.gateway.controllers_requests import RequestController, get_series, get_usage
 from app.gateway.controllers_routes import RouteController
@@ -147,6 +148,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             SemanticCacheController,
             RequestController,
             EngineController,
+            ModelController,
             ReplicaController,
             watch,
             get_usage,

@@ -26,7 +26,7 @@ DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 1
 STAGE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 Counts = Callable[[], Mapping[str, float]]
-# What the engine counts: name here, then the attribute by which its series differ and the counter behind each.
+# What engines count: name here, then the attribute by which a model's series differ and the counter behind each.
 ENGINE_COUNTERS: dict[str, dict[str, str]] = {
     "precedent.engine.steps": {"": "steps"},
     "precedent.engine.tokens": {
@@ -36,13 +36,19 @@ ENGINE_COUNTERS: dict[str, dict[str, str]] = {
     "precedent.engine.draft_tokens": {"tried": "draft_tokens", "accepted": "draft_tokens_accepted"},
     "precedent.engine.preemptions": {"": "preemptions"},
     "precedent.engine.unfinished": {"abort": "aborts", "deadline": "expired", "forgotten": "forgotten"},
+    "precedent.engine.wakes": {"": "wakes"},
+    "precedent.engine.waking": {"": "wake_seconds"},
 }  # fmt: skip
 ENGINE_GAUGES: dict[str, dict[str, str]] = {
-    "precedent.engine.requests": {"running": "running", "waiting": "waiting"},
+    "precedent.engine.requests": {"running": "running", "waiting": "waiting", "waking": "waking"},
     "precedent.engine.kv_blocks": {
         "free": "free_blocks", "used": "used_blocks", "cached": "cached_blocks", "pinned": "pinned_blocks",
     },
+    "precedent.engine.awake": {"": "awake"},
+    "precedent.engine.memory": {"": "device_bytes"},
+    "precedent.engine.predicted_ttft": {"": "predicted_ttft_ms"},
 }  # fmt: skip
+UNITS = {"precedent.engine.memory": "By", "precedent.engine.waking": "s", "precedent.engine.predicted_ttft": "ms"}
 
 
 class Metrics:
@@ -50,6 +56,7 @@ class Metrics:
 
     def __init__(self, settings: TelemetrySettings) -> None:
         self._registry = CollectorRegistry()
+        self._engines: dict[str, Counts] = {}
         readers: list[MetricReader] = [
             PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
         ]
@@ -128,12 +135,27 @@ class Metrics:
 
         self._meter.create_observable_gauge(name, [observe], unit)
 
-    def watch_engine(self, counts: Counts) -> None:
-        """counts: the engine's own counters by name, asked at each scrape."""
+    def watch_engine(self, target: str, counts: Counts) -> None:
+        """counts: the engine's own counters by name, asked at each scrape; one it leaves out has no value now."""
+        first = not self._engines
+        self._engines[target] = counts
+        if not first:
+            return
         for name, series in ENGINE_COUNTERS.items():
-            self._meter.create_observable_counter(name, [_observer(counts, series)])
+            self._meter.create_observable_counter(name, [self._observer(series)], UNITS.get(name, ""))
         for name, series in ENGINE_GAUGES.items():
-            self._meter.create_observable_gauge(name, [_observer(counts, series)])
+            self._meter.create_observable_gauge(name, [self._observer(series)], UNITS.get(name, ""))
+
+    def _observer(self, series: Mapping[str, str]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            for target, counts in self._engines.items():
+                found = counts()
+                for kind, counter in series.items():
+                    if counter in found:
+                        by = {"precedent.target": target}
+                        yield Observation(found[counter], by | {"kind": kind} if kind else by)
+
+        return observe
 
     def exposition(self) -> tuple[bytes, str]:
         """Everything in Prometheus' text format, and its media type."""
@@ -142,12 +164,3 @@ class Metrics:
     def close(self) -> None:
         """Push what is left and end the exporter's thread."""
         self._provider.shutdown()
-
-
-def _observer(counts: Counts, series: Mapping[str, str]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    def observe(_: CallbackOptions) -> Iterable[Observation]:
-        found = counts()
-        for kind, counter in series.items():
-            yield Observation(found[counter], {"kind": kind} if kind else {})
-
-    return observe

@@ -118,13 +118,15 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     events = EventBus()
     cache, semantic = ExactCache(settings.cache.max_bytes), SemanticCache(database, settings.cache)
     gateway = Gateway(_switchboard(settings, stored), meter, writer, metrics, events, cache, semantic)
+    gateway.board.devices.listen(lambda name, state: events.publish("model", {"model": name, "state": state}))
     authenticator = Authenticator(database, settings.auth)
     forgetting = Forgetting()
     forgetting.tell(semantic.forget)
     forgetting.tell(partial(_forget, gateway))
     library = None
     if settings.has_documents:
-        library = await open_library(settings, database, gateway, authenticator, forgetting, stack)
+        hold = gateway.board.devices.hold
+        library = await open_library(settings, database, gateway, authenticator, forgetting, stack, hold)
     return Services(
         settings=settings,
         database=database,
@@ -161,8 +163,7 @@ async def _start_targets(services: Services) -> None:
         try:
             await provider.start()
             if isinstance(provider, LocalProvider):
-                services.metrics.watch_engine(partial(_counters, provider))
-                services.metrics.watch("precedent.engine.predicted_ttft", "ms", provider.queue_ms)
+                services.metrics.watch_engine(name, partial(_counters, provider))
                 await _pin_policy(provider)
         except Exception as error:
             services.failures[name] = f"could not start: {error}"
@@ -171,7 +172,13 @@ async def _start_targets(services: Services) -> None:
 
 
 def _counters(provider: LocalProvider) -> dict[str, float]:
-    return asdict(provider.stats())
+    model, awake = provider.model, provider.model.state == "awake"
+    predicted = provider.queue_ms() if awake else None
+    own = {
+        "awake": awake, "wakes": model.wakes, "wake_seconds": model.waking_seconds, "waking": model.waiting,
+        "device_bytes": model.held_bytes,
+    }  # fmt: skip
+    return asdict(provider.stats()) | own | ({} if predicted is None else {"predicted_ttft_ms": predicted})
 
 
 async def _forget(gateway: Gateway, gone: Collection[str]) -> None:

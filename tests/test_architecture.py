@@ -39,10 +39,23 @@ LIBRARIES = {"numpy", "torch", "triton", "transformers", "tokenizers", "safetens
 ENGINE_MAY_IMPORT = LIBRARIES | {"app"} | set(sys.stdlib_module_names)
 TORCH_FREE = [
     f"app.engine.{name}"
-    for name in ("scheduler", "waiting", "schedule", "blocks", "prefix", "cost", "facts", "inside", "quote_lock")
+    for name in (
+        "scheduler",
+        "waiting",
+        "schedule",
+        "blocks",
+        "prefix",
+        "cost",
+        "facts",
+        "inside",
+        "quote_lock",
+        "arbiter",
+        "turns",
+    )
 ]
 ONLY_DOOR_TO_ENGINE = tuple(
-    f"app.gateway.providers.{name}" for name in ("local", "local_request", "local_answer", "local_advert")
+    f"app.gateway.providers.{name}"
+    for name in ("local", "local_config", "local_request", "local_answer", "local_advert")
 )
 
 

@@ -21,11 +21,10 @@ import pytest_asyncio
 from app import migrate
 from app.asgi import create_app
 from app.cli.base import files_in
-from app.config import REPOSITORY, EngineSettings, Settings, StorageSettings, TelemetrySettings
+from app.config import LOCAL, REPOSITORY, EngineSettings, Settings, StorageSettings, TelemetrySettings
 from app.db import Database
 from app.demo import CONTRACTS, QUESTION
 from app.gateway.providers.local import LocalProvider
-from app.gateway.routing import LOCAL
 from app.rag.answers.prompts import REFUSAL
 from app.services import Services
 from app.tenants import service

@@ -3,7 +3,7 @@
 import click
 
 from app import __version__
-from app.cli import documents, evaluation, operations, people, quantization, server
+from app.cli import documents, evaluation, models, operations, people, quantization, server
 from app.cli.base import Group
 
 
@@ -17,7 +17,7 @@ COMMANDS: tuple[click.Command, ...] = (
     server.serve, server.worker, server.migrate_command, server.settings, server.demo, server.secret_key,
     documents.ask_command, documents.ingest_command, documents.index, documents.forget,
     people.tenant, people.key, people.user, people.audit_group,
-    evaluation.evaluate, quantization.quantize, operations.load, operations.doctor, operations.backup,
+    evaluation.evaluate, models.model, quantization.quantize, operations.load, operations.doctor, operations.backup,
     operations.restore, operations.cost,
 )  # fmt: skip
 for command in COMMANDS:

@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses, read once from `precedent.toml` and the environment. See app/config/settings.py."""
 
+from app.config.rules import LOCAL
 from app.config.sections import (
     REPOSITORY,
     AuthSettings,
@@ -7,6 +8,7 @@ from app.config.sections import (
     EngineSettings,
     LimitSettings,
     LogSettings,
+    ModelSettings,
     OidcSettings,
     PriceSettings,
     RagSettings,
@@ -20,12 +22,14 @@ from app.config.settings import LISTS, Settings, documented, entry, settings_pag
 
 __all__ = [
     "LISTS",
+    "LOCAL",
     "REPOSITORY",
     "AuthSettings",
     "CacheSettings",
     "EngineSettings",
     "LimitSettings",
     "LogSettings",
+    "ModelSettings",
     "OidcSettings",
     "PriceSettings",
     "RagSettings",

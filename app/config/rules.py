@@ -5,8 +5,10 @@ import ipaddress
 from app.config.sections import (
     AuthSettings,
     CacheSettings,
+    EngineSettings,
     LimitSettings,
     LogSettings,
+    ModelSettings,
     OidcSettings,
     PriceSettings,
     RouteSettings,
@@ -15,6 +17,7 @@ from app.config.sections import (
 )
 from app.errors import ConfigurationError
 
+LOCAL = "local"  # name and kind of the target that the model of [engine] is
 STRATEGIES = ("order", "weight", "latency", "cost", "load", "affinity", "hybrid")
 
 
@@ -29,6 +32,43 @@ def validate_route(route: RouteSettings) -> None:
         raise ConfigurationError(f"{where}: there is no strategy {route.strategy!r}")
     if route.weights and (len(route.weights) != len(route.targets) or min(route.weights) < 0 or not any(route.weights)):
         raise ConfigurationError(f"{where}: weights must be one for each target, none negative and not all 0")
+
+
+def validate_models(
+    engine: EngineSettings, models: tuple[ModelSettings, ...], targets: tuple[TargetSettings, ...]
+) -> None:
+    """Names, and what can be known of the memory before a model's files are looked at. Raises ConfigurationError."""
+    _validate_model_names(engine, models, targets)
+    budget = engine.memory_budget_bytes
+    if budget < 0:
+        raise ConfigurationError("[engine] memory_budget_bytes must not be negative")
+    every = ([(LOCAL, engine)] if engine.model else []) + [(model.name, model.over(engine)) for model in models]
+    on_gpu = sum(one.device.startswith("cuda") for _, one in every)
+    for name, one in every:
+        where = f"model {name!r}"
+        if not 1 <= one.quality <= 5:
+            raise ConfigurationError(f"{where}: quality must lie between 1 and 5")
+        if budget and one.kv_cache_bytes > budget:
+            raise ConfigurationError(f"{where}: its kv_cache_bytes alone are more than memory_budget_bytes, {budget}")
+        if one.device.startswith("cuda") and not one.kv_cache_bytes and (budget or on_gpu > 1):
+            raise ConfigurationError(f"{where}: a model that shares a GPU needs kv_cache_bytes, else it takes it all")
+
+
+def _validate_model_names(
+    engine: EngineSettings, models: tuple[ModelSettings, ...], targets: tuple[TargetSettings, ...]
+) -> None:
+    names = [model.name for model in models]
+    if len(set(names)) != len(names) or "" in names or LOCAL in names:
+        raise ConfigurationError(f"every [[models]] needs a name of its own; {LOCAL!r} is the model of [engine]")
+    for model in models:
+        if not model.model:
+            raise ConfigurationError(f"model {model.name!r} names no folder, hub model or stored model in `model`")
+    served = [model.served_name or model.name for model in models] + [engine.served_name] * bool(engine.model)
+    if len(set(served)) != len(served):
+        raise ConfigurationError("every model needs a served_name of its own")
+    for target in targets:
+        if target.name in names and target.provider != LOCAL:
+            raise ConfigurationError(f"target {target.name!r} has the name of a model of [[models]]")
 
 
 def validate_price(price: PriceSettings) -> None:

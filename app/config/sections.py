@@ -1,6 +1,6 @@
 """The sections of the settings, each field with its default and its documentation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class StorageSettings:
         "SQLAlchemy URL: sqlite+aiosqlite:///PATH or postgresql+asyncpg://HOST/NAME.",
     )
     directory: str = setting("var", "Folder for uploaded originals and the embedded vector index.")
+    models_dir: str = setting("var/models", "Folder of the model store, see `precedent model` and docs/models.md.")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,14 @@ class EngineSettings:
     )
     max_queue_seconds: float = setting(
         60.0,
-        "A request that the engine has not started by then goes to the next target, or is answered 429; 0: no limit.",
+        "A request that the engine has not started by then, or whose model has not woken, goes to the next target, or "
+        "is answered 429; 0: no limit.",
+    )
+    pinned: bool = setting(False, "Whether the model is never put to sleep for others.")
+    memory_budget_bytes: int = setting(
+        0,
+        "Bytes that models may take on each device together: weights and KV caches of all in-process models, embedding "
+        "and rerank model; models sleep and wake to keep it, see docs/models.md. 0: unlimited.",
     )
 
     @property
@@ -179,6 +187,35 @@ class EngineSettings:
         """`model`, found also from outside the checkout when it is a folder that comes with it."""
         shipped = REPOSITORY / self.model
         return str(shipped) if self.model and not Path(self.model).exists() and shipped.is_dir() else self.model
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A further model of the in-process engine. What it does not say of itself is as in [engine]."""
+
+    name: str = setting("", "Name of its target, for routes.")
+    model: str = setting("", "Folder, hub name or name in the model store.")
+    served_name: str = setting("", "Name under which /v1/models shows it; empty: as name.")
+    revision: str = setting("", "Commit or tag of a hub model; empty: its default branch.")
+    checksums: str = setting("", "File of SHA-256 sums that it must match; empty: SHA256SUMS in its folder, if any.")
+    pinned: bool = setting(False, "Whether it is never put to sleep for others.")
+    quality: int | None = setting(None, "What it is good for, 1 to 5. This and what follows: as in [engine] if absent.")
+    device: str | None = setting(None, "Device that it runs on.")
+    dtype: str | None = setting(None, "auto, float32 or bfloat16.")
+    threads: int | None = setting(None, "CPU threads; 0: all cores.")
+    max_num_seqs: int | None = setting(None, "Most sequences in one step.")
+    max_num_batched_tokens: int | None = setting(None, "Token budget of one step.")
+    max_model_len: int | None = setting(None, "Longest prompt plus output in tokens.")
+    kv_cache_bytes: int | None = setting(None, "Memory for its KV cache in bytes.")
+    max_draft_tokens: int | None = setting(None, "Most tokens guessed ahead of a request.")
+    draft_model: str | None = setting(None, "Small model that guesses; the one of [engine] is not taken over.")
+    max_queue_seconds: float | None = setting(None, "Longest wait until it is awake and has begun with a request.")
+
+    def over(self, engine: EngineSettings) -> EngineSettings:
+        """[engine] with what this model says of itself."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        said = {name: value for name, value in own.items() if value is not None}
+        return replace(engine, **{"draft_model": "", **said, "served_name": self.served_name or self.name})
 
 
 @dataclass(frozen=True)

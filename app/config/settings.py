@@ -2,8 +2,8 @@
 
 A value comes from the first of: environment variable, file, default. The variable of field `f` in section `s`
 is `PRECEDENT_S_F` in capitals; `PRECEDENT_MODEL` is short for `PRECEDENT_ENGINE_MODEL`. A variable with `_FILE` behind
-its name names a file that holds the value. Targets, routes and prices are lists and come from the file alone. Every
-field carries its documentation, from which `docs/settings.md` is made.
+its name names a file that holds the value. Models, targets, routes and prices are lists and come from the file alone.
+Every field carries its documentation, from which `docs/settings.md` is made.
 """
 
 import dataclasses
@@ -15,9 +15,11 @@ from typing import Any, get_type_hints
 
 from app.config.reading import build, build_list, overrides, read_file, variable, variables_of
 from app.config.rules import (
+    LOCAL,
     validate_cache,
     validate_identity,
     validate_limits,
+    validate_models,
     validate_price,
     validate_route,
     validate_server,
@@ -29,6 +31,7 @@ from app.config.sections import (
     EngineSettings,
     LimitSettings,
     LogSettings,
+    ModelSettings,
     OidcSettings,
     PriceSettings,
     RagSettings,
@@ -58,6 +61,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     rag: RagSettings = field(default_factory=RagSettings)
+    models: tuple[ModelSettings, ...] = ()
     targets: tuple[TargetSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
     prices: tuple[PriceSettings, ...] = ()
@@ -94,6 +98,7 @@ class Settings:
             raise ConfigurationError("every [[targets]] needs a name of its own")
         for target in self.targets:
             validate_target(target)
+        validate_models(self.engine, self.models, self.targets)
         for route in self.routes:
             validate_route(route)
         for price in self.prices:
@@ -116,9 +121,18 @@ class Settings:
         return Path(self.storage.directory)
 
     @property
-    def has_engine(self) -> bool:
-        """Whether the engine is in this process."""
-        return bool(self.engine.model) and self.server.role != "gateway"
+    def local_models(self) -> dict[str, EngineSettings]:
+        """The models of this process' engine by the name of their target; that of [engine] first."""
+        if self.server.role == "gateway":
+            return {}
+        first = {LOCAL: self.engine} if self.engine.model else {}
+        found = first | {model.name: model.over(self.engine) for model in self.models}
+        return {name: dataclasses.replace(one, model=self._stored(one.model)) for name, one in found.items()}
+
+    def _stored(self, model: str) -> str:
+        """A name in the model store as its folder, where no folder is meant."""
+        folder = Path(self.storage.models_dir) / model
+        return str(folder) if "/" not in model and not Path(model).exists() and folder.is_dir() else model
 
     @property
     def has_documents(self) -> bool:
@@ -132,7 +146,12 @@ class Settings:
         return changed
 
 
-LISTS: dict[str, type[Any]] = {"targets": TargetSettings, "routes": RouteSettings, "prices": PriceSettings}
+LISTS: dict[str, type[Any]] = {
+    "models": ModelSettings,
+    "targets": TargetSettings,
+    "routes": RouteSettings,
+    "prices": PriceSettings,
+}
 
 
 def entry(kind: str, given: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ Everything here runs on one event loop.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from app.engine.turns import Turns
@@ -38,6 +39,7 @@ class DeviceArbiter:
 
     def __init__(self, device: str, budget: int = 0) -> None:
         self.device, self.budget = device, budget
+        self.slice_seconds = SLICE_SECONDS
         self.turns = Turns()
         self.fixed: dict[str, int] = {}
         self._models: list[Sleepable] = []
@@ -49,11 +51,14 @@ class DeviceArbiter:
     @property
     def held(self) -> dict[str, int]:
         """Bytes by name of who holds them."""
-        return self.fixed | {model.name: count for model, count in self._held.items()}
+        return self.fixed | {model.name: num_bytes for model, num_bytes in self._held.items()}
 
     @property
     def used(self) -> int:
         return sum(self.fixed.values()) + sum(self._held.values())
+
+    def held_by(self, model: Sleepable) -> int:
+        return self._held.get(model, 0)
 
     def hold(self, name: str, num_bytes: int) -> None:
         """For good, as an embedding model does. Raises ConfigurationError where there is no room for it."""
@@ -62,8 +67,13 @@ class DeviceArbiter:
         self.fixed[name] = num_bytes
 
     def register(self, model: Sleepable) -> None:
-        """Raises ConfigurationError where this or another model could never fit, whoever sleeps."""
-        models = [*self._models, model]
+        """Raises ConfigurationError as check()."""
+        self.check(model)
+        self._models.append(model)
+
+    def check(self, model: Sleepable) -> None:
+        """Raises ConfigurationError where this model, or another one beside it, could never fit, whoever sleeps."""
+        models = [*self._models, model] if model not in self._models else self._models
         standing = sum(self.fixed.values()) + sum(one.num_bytes for one in models if one.pinned)
         largest = max((one.num_bytes for one in models if not one.pinned), default=0)
         if self.budget and standing + largest > self.budget:
@@ -71,7 +81,6 @@ class DeviceArbiter:
                 f"{self._sentence(model.name, model.num_bytes)}; what never sleeps there takes {standing:,} and the "
                 f"largest other model {largest:,}: raise the budget, or lower kv_cache_bytes"
             )
-        self._models.append(model)
 
     def remove(self, model: Sleepable) -> None:
         """It is gone."""
@@ -105,11 +114,11 @@ class DeviceArbiter:
 
     def yields(self, model: Sleepable) -> bool:
         """Whether new requests for this model shall wait, since another one has waited for its room long enough."""
-        return self._asked is model and time.monotonic() - model.awake_since >= SLICE_SECONDS
+        return self._asked is model and time.monotonic() - model.awake_since >= self.slice_seconds
 
     def crowded(self, model: Sleepable) -> bool:
         """Whether the model would have to wait for requests of others before there is room for it."""
-        could_leave = sum(count for one, count in self._held.items() if one.idle and not one.pinned)
+        could_leave = sum(num_bytes for one, num_bytes in self._held.items() if one.idle and not one.pinned)
         return bool(self.budget) and self.used - could_leave + model.num_bytes > self.budget
 
     def changed(self) -> None:
@@ -139,13 +148,14 @@ class Devices:
     """The arbiters of this process, one for each device; the budget is that of each."""
 
     def __init__(self, budget: int = 0) -> None:
-        self._budget = budget
+        self.budget = budget
+        self._listeners: list[Callable[[str, str], None]] = []
         self._arbiters: dict[str, DeviceArbiter] = {}
 
     def of(self, device: str) -> DeviceArbiter:
         """auto and cpu are one device, and so are cuda and cuda:0."""
         name = {"auto": "cpu", "cuda": "cuda:0"}.get(device, device)
-        return self._arbiters.setdefault(name, DeviceArbiter(name, self._budget))
+        return self._arbiters.setdefault(name, DeviceArbiter(name, self.budget))
 
     def hold(self, device: str, name: str, num_bytes: int) -> None:
         """See DeviceArbiter.hold()."""
@@ -153,3 +163,11 @@ class Devices:
 
     def all(self) -> list[DeviceArbiter]:
         return list(self._arbiters.values())
+
+    def listen(self, listener: Callable[[str, str], None]) -> None:
+        """Hear the name and the new state of every model whose state changes."""
+        self._listeners.append(listener)
+
+    def tell(self, name: str, state: str) -> None:
+        for listener in self._listeners:
+            listener(name, state)

@@ -34,6 +34,7 @@ from app.engine.tokenizer import Tokenizer
 from app.engine.turns import Turns
 from app.engine.warm import Warm
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
+from app.errors import AppError
 
 log = logging.getLogger(__name__)
 
@@ -219,10 +220,18 @@ class AsyncEngine:
         await worker.start()
         self.laps = worker.laps
         for segments in list(self._pins):
-            if segments in self._pins:  # else forgotten meanwhile
-                await self._pin(segments)
+            await self._pin_again(segments)
         self.laps.lap("pins")
         self._down = None
+
+    async def _pin_again(self, segments: tuple[TokenSegment, ...]) -> None:
+        """What does not fit (it was asked for while the engine was stopped, or the pool is another one) is left out."""
+        try:
+            if segments in self._pins:  # else forgotten meanwhile
+                await self._pin(segments)
+        except (ValueError, AppError) as error:
+            log.warning("a prefix is not pinned any more: %s", error)
+            self._pins.remove(segments)
 
     async def _pin(self, segments: tuple[TokenSegment, ...]) -> int:
         """Blocks may be evicted between computing and pinning; then once more."""

@@ -14,6 +14,8 @@ from app.engine.checksums import verify_folder
 from app.engine.config import EngineConfig
 from app.engine.device import open_device
 from app.engine.laps import Laps
+from app.engine.model import device_of
+from app.engine.parallel.layout import Layout
 from app.engine.runner import pool_shape, resolve_dtype, resolve_folder
 from app.engine.tokenizer import Tokenizer, has_tokenizer
 
@@ -46,19 +48,20 @@ def prepare(config: EngineConfig, laps: Laps) -> Prepared:
 def footprint(config: EngineConfig, folder: Path) -> int:
     """Bytes of weights and KV pool, draft model included; of dummy weights none, they are counted when they are there.
 
-    Exact for plain weights; packed ones may take a little more once a device's kernels have laid them out.
+    Exact for plain weights; packed ones may take a little more once a device's kernels have laid them out. Of several
+    ranks all that they take together.
     """
-    device = open_device(config.device)
+    device, layout = open_device(device_of(config, 0)), Layout.of(config)
     spec, dtype = read_spec(folder), resolve_dtype(config.dtype, device.torch)
     draft = resolve_folder(config.draft_model) if config.draft_model and config.max_draft_tokens else None
-    num_blocks, _ = pool_shape(config, spec, dtype, draft)
-    total = 0
-    for model in (folder, draft):
-        if model is None:
-            continue
-        one = read_spec(model)
-        total += num_blocks * config.block_size * one.kv_bytes_per_token(dtype)
-        total += 0 if config.load_format == "dummy" else _weight_bytes(model, one, dtype)
+    part = layout.part(spec).spec
+    num_blocks, _ = pool_shape(config, part, dtype, draft)
+    tokens = num_blocks * config.block_size
+    total = layout.num_ranks * tokens * part.kv_bytes_per_token(dtype)
+    total += 0 if config.load_format == "dummy" else _weight_bytes(folder, spec, dtype)
+    if draft is not None:
+        small = read_spec(draft)
+        total += tokens * small.kv_bytes_per_token(dtype) + _weight_bytes(draft, small, dtype)
     return total
 
 

@@ -107,17 +107,23 @@ class EngineController(Controller):
     guards = (requires_scope(Scope.USAGE),)
 
     @get("/state", summary="What the engine does now")
-    async def state(self, gateway: NamedDependency[Gateway]) -> EngineState:
-        return state_of(local_engine(gateway))
+    async def state(self, gateway: NamedDependency[Gateway], model: FromQuery[str | None] = None) -> EngineState:
+        """`model`: of which, where the process has several; the first where none is named."""
+        return state_of(local_engine(gateway, model))
 
     @get("/blocks", summary="The map of KV blocks")
-    async def blocks(self, gateway: NamedDependency[Gateway]) -> BlockMap:
-        runs = await asyncio.to_thread(local_engine(gateway).block_runs)
+    async def blocks(self, gateway: NamedDependency[Gateway], model: FromQuery[str | None] = None) -> BlockMap:
+        runs = await asyncio.to_thread(local_engine(gateway, model).block_runs)
         return BlockMap(sum(count for _, count, _ in runs), [BlockRun(*run) for run in runs])
 
     @get("/prefixes", summary="Prefix cache hits by access label")
-    async def prefixes(self, principal: NamedDependency[Principal], gateway: NamedDependency[Gateway]) -> PrefixHits:
-        return PrefixHits(_hits_of(local_engine(gateway).label_counts(), str(principal.tenant_id)))
+    async def prefixes(
+        self,
+        principal: NamedDependency[Principal],
+        gateway: NamedDependency[Gateway],
+        model: FromQuery[str | None] = None,
+    ) -> PrefixHits:
+        return PrefixHits(_hits_of(local_engine(gateway, model).label_counts(), str(principal.tenant_id)))
 
 
 # What one needs to watch a topic; `beat` alone says nothing but that the server is there.
@@ -132,10 +138,10 @@ async def watch(
     topics: FromQuery[str | None] = None,
     last_event_id: Annotated[str | None, QueryParameter(max_length=100)] = None,
 ) -> Stream:
-    """Server-sent events of the topics request, job, budget and config (operators), and samples: engine twice a second,
-    metrics and beat once. `topics` with commas; where none is named, all that the caller may watch. A browser that
-    comes back says in Last-Event-ID what it saw last and gets what it missed; the event `reset` says that nobody can
-    tell, and that everything must be fetched anew. Comments keep idle connections open.
+    """Server-sent events of the topics request, job, budget, config and model (operators), and samples: engine twice a
+    second, metrics and beat once. `topics` with commas; where none is named, all that the caller may watch. A browser
+    that comes back says in Last-Event-ID what it saw last and gets what it missed; the event `reset` says that nobody
+    can tell, and that everything must be fetched anew. Comments keep idle connections open.
     """
     allowed = frozenset(topic for topic, scope in WATCHING.items() if scope is None or scope in principal.scopes)
     wanted = frozenset(topics.split(",")) if topics else allowed

@@ -11,7 +11,7 @@ import msgspec
 from litestar import Controller, Request, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.params import JSONBody
+from litestar.params import FromQuery, JSONBody
 from litestar.response import Stream
 from msgspec import Struct
 
@@ -35,12 +35,19 @@ class Done(Struct):
     count: int
 
 
-def local_engine(gateway: Gateway) -> LocalProvider:
-    """Raises NotFound."""
-    for provider in gateway.providers.values():
-        if isinstance(provider, LocalProvider):
-            return provider
-    raise NotFound("There is no engine in this process.")
+def local_engines(gateway: Gateway) -> list[LocalProvider]:
+    """The models of this process, that of [engine] first."""
+    return [provider for provider in gateway.providers.values() if isinstance(provider, LocalProvider)]
+
+
+def local_engine(gateway: Gateway, model: str | None = None) -> LocalProvider:
+    """That of the target or route named so; the first where nothing here has that name. Raises NotFound."""
+    providers = {provider.name: provider for provider in local_engines(gateway)}
+    if not providers:
+        raise NotFound("There is no engine in this process.")
+    route = gateway.router.routes.get(model or "")
+    names = (model, *(route.targets if route else ()), *providers)
+    return next(providers[name] for name in names if name in providers)
 
 
 class ReplicaController(Controller):
@@ -49,12 +56,13 @@ class ReplicaController(Controller):
     guards = (requires_scope(Scope.ENGINE),)
 
     @get("/advert", summary="What the engine takes, when it would answer, and which prefixes it holds")
-    async def advert(self, gateway: NamedDependency[Gateway]) -> Advert:
-        return local_engine(gateway).advert()
+    async def advert(self, gateway: NamedDependency[Gateway], model: FromQuery[str | None] = None) -> Advert:
+        return local_engine(gateway, model).advert()
 
     @post("/forget", status_code=200, summary="Drop what was computed from these documents")
     async def forget(self, data: JSONBody[Forgotten], gateway: NamedDependency[Gateway]) -> Done:
-        await local_engine(gateway).forget(data.source_ids)
+        for provider in local_engines(gateway):
+            await provider.forget(data.source_ids)
         return Done(len(data.source_ids))
 
     @post("/generate", status_code=200, summary="An answer as a gateway's own engine would give it, streamed")
@@ -68,7 +76,7 @@ class ReplicaController(Controller):
             asked = msgspec.json.decode(await request.body(), type=ChatRequest)
         except msgspec.MsgspecError as error:
             raise InvalidRequest(f"That is not a gateway's request: {error}") from error
-        deltas = local_engine(gateway).stream(asked)
+        deltas = local_engine(gateway, asked.model).stream(asked)
         first = await anext(deltas)
         return await stream_response(_frames(first, deltas), _failed, {"cache-control": "no-store"})
 

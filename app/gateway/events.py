@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 KEPT = 1_000
-TOPICS = frozenset({"request", "config", "engine", "metrics", "job", "budget", "beat"})
+TOPICS = frozenset({"request", "config", "engine", "metrics", "job", "budget", "beat", "model"})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from app.config import RouteSettings, Settings, TargetSettings
+from app.config import LOCAL, EngineSettings, RouteSettings, Settings, TargetSettings
 from app.errors import AppError, ConfigurationError, ModelNotFound, RateLimited
 from app.gateway.capabilities import estimate_tokens
 from app.gateway.complexity import Complexity, complexity, features
@@ -17,7 +17,6 @@ from app.gateway.schemas import ChatRequest, Usage
 from app.gateway.strategies import Candidate, Wish, rank
 from app.tenants.principal import Principal
 
-LOCAL = "local"
 # Strategies that want to know what a target says of this very prompt.
 FORECASTING = ("latency", "affinity", "hybrid")
 # So much of a prompt's beginning tells which requests share a prefix.
@@ -59,16 +58,16 @@ class Decision:
 
 
 class Router:
-    """Holds targets and routes. The in-process engine is a target named `local` with a route under its served name."""
+    """Holds targets and routes. Each in-process model is a target (that of [engine] is `local`) with a route under its
+    served name."""
 
     def __init__(self, settings: Settings) -> None:
         alone = settings.server.role == "engine"
         self.targets = {} if alone else {target.name: target for target in settings.targets}
         self.routes = {} if alone else {route.model: route for route in settings.routes}
-        if settings.has_engine:
-            self.targets.setdefault(LOCAL, _local(settings))
-            name = settings.engine.served_name
-            self.routes.setdefault(name, RouteSettings(model=name, targets=(LOCAL,)))
+        for name, engine in settings.local_models.items():
+            self.targets.setdefault(name, _local(name, engine))
+            self.routes.setdefault(engine.served_name, RouteSettings(model=engine.served_name, targets=(name,)))
         for route in self.routes.values():
             missing = [name for name in route.targets if name not in self.targets]
             if missing:
@@ -89,11 +88,10 @@ class Router:
         return route
 
 
-def _local(settings: Settings) -> TargetSettings:
+def _local(name: str, engine: EngineSettings) -> TargetSettings:
     """The machine itself: whatever comes here leaves for nowhere."""
-    engine = settings.engine
     return TargetSettings(
-        name=LOCAL,
+        name=name,
         provider=LOCAL,
         timeout_seconds=600.0,
         region=engine.region,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from app.config import Settings
 from app.gateway.prices import PriceTable
 from app.gateway.providers.base import Provider
+from app.gateway.providers.local_config import Devices
 from app.gateway.providers.registry import make_provider
 from app.gateway.resilience import GuardedTarget
 from app.gateway.routing import Planner, Router
@@ -13,7 +14,8 @@ from app.gateway.routing import Planner, Router
 class Switchboard:
     """A request keeps the one it began with to its end."""
 
-    def __init__(self, settings: Settings, targets: dict[str, GuardedTarget]) -> None:
+    def __init__(self, settings: Settings, targets: dict[str, GuardedTarget], devices: Devices) -> None:
+        self.devices = devices
         self.router = Router(settings)
         self.targets = targets
         self.prices = PriceTable(settings.prices)
@@ -27,6 +29,7 @@ class Switchboard:
 
 def build(settings: Settings, secrets: Mapping[str, str], before: "Switchboard | None" = None) -> Switchboard:
     """A switchboard in which targets that have not changed go on as they are. Raises ConfigurationError."""
+    devices = before.devices if before else Devices(settings.engine.memory_budget_bytes)
     targets: dict[str, GuardedTarget] = {}
     for name, target in Router(settings).targets.items():
         old = before.targets.get(name) if before else None
@@ -34,5 +37,5 @@ def build(settings: Settings, secrets: Mapping[str, str], before: "Switchboard |
         if old and old.target == target and old.secret == secret:
             targets[name] = old
         else:
-            targets[name] = GuardedTarget(target, make_provider(target, settings.engine, secrets), secret)
-    return Switchboard(settings, targets)
+            targets[name] = GuardedTarget(target, make_provider(target, settings, secrets, devices), secret)
+    return Switchboard(settings, targets, devices)

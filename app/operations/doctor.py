@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 
-from app.config import Settings
+from app.config import LOCAL, Settings
 from app.db import now
 from app.errors import AppError, ConfigurationError
 from app.operations import machine, servers
@@ -46,9 +46,10 @@ def _checks(settings: Settings, clock: Callable[[], datetime]) -> list[tuple[str
     if settings.has_documents:
         quick["index"] = partial(asyncio.to_thread, servers.index, settings)
         slow["embedding model"] = partial(asyncio.to_thread, machine.embedding_model, settings.rag.embedding_model)
-    if settings.has_engine:
-        slow["model"] = partial(asyncio.to_thread, machine.model, settings.engine)
-        slow["device"] = partial(asyncio.to_thread, machine.device, settings.engine.device)
+    for name, engine in settings.local_models.items():
+        of = "" if name == LOCAL else f" {name}"
+        slow[f"model{of}"] = partial(asyncio.to_thread, machine.model, engine)
+        slow[f"device{of}"] = partial(asyncio.to_thread, machine.device, engine.device)
     timed = [(name, check, DEADLINE_SECONDS) for name, check in quick.items()]
     return timed + [(name, check, SLOW_SECONDS) for name, check in slow.items()]
 

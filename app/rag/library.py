@@ -2,6 +2,7 @@
 `precedent worker`."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 
@@ -34,6 +35,8 @@ from app.tenants.auth import Authenticator
 
 log = logger(__name__)
 DAY = 86_400
+Hold = Callable[[str, str, int], None]
+"""Device, name and bytes of a model that stays there; raises ConfigurationError where there is no room."""
 
 
 @dataclass
@@ -120,12 +123,16 @@ async def open_library(
     authenticator: Authenticator,
     forgetting: Forgetting,
     stack: AsyncExitStack,
+    hold: Hold,
 ) -> Library:
-    """Raises as open_intake."""
+    """Raises as open_intake, and ConfigurationError where `hold` finds no room for the models."""
     intake = await open_intake(settings, database, forgetting, stack)
+    hold(intake.embedder.device, intake.embedder.name, intake.embedder.num_bytes)
     documents, index = intake.documents, intake.index
     rights = Rights(database, authenticator)
     reranker = await _open_reranker(settings.rag)
+    if reranker is not None:
+        hold(reranker.device, reranker.name, reranker.num_bytes)
     search = SearchService(database, Retriever(index, intake.embedder), documents, rights, reranker)
     answer_log = AnswerLog(database)
     answers = AnswerService(search, gateway, settings.rag, forgetting, rights, answer_log)

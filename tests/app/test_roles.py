@@ -52,7 +52,7 @@ def test_each_role_serves_its_own_part() -> None:
     with pytest.raises(ConfigurationError, match="role must be"):
         Settings().as_role("janitor")
     gateway = Settings().as_role("gateway")
-    assert not gateway.has_engine and gateway.has_documents
+    assert not gateway.local_models and gateway.has_documents
 
 
 @asynccontextmanager

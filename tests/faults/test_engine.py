@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.config import EngineSettings, RouteSettings
+from app.config import LOCAL, EngineSettings, RouteSettings
 from app.gateway.providers.local import LocalProvider
-from app.gateway.routing import LOCAL
 from tests.engine.test_async_engine import explode
 from tests.faults.conftest import calling, plain
 from tests.gateway.test_local import tiny_model

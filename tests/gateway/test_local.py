@@ -25,7 +25,9 @@ TEMPLATE = (
 MARKS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def tiny_model(folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS, max_positions: int = 512) -> Path:
+def tiny_model(
+    folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS, max_positions: int = 512, seed: int = 0
+) -> Path:
     """Random weights, a byte-level tokenizer and a chat template: text is nonsense, counts are real."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,7 +37,7 @@ def tiny_model(folder: Path, template: str = TEMPLATE, marks: list[str] = MARKS,
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
     fast.chat_template = template
     fast.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(
         vocab_size=len(fast), num_key_value_heads=2, max_position_embeddings=max_positions, eos_token_id=0, **shape

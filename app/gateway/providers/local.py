@@ -1,30 +1,40 @@
-"""The in-process engine as a provider: with local_request and local_answer the one door between gateway and engine."""
+"""A model of the in-process engine as a provider: with the other local_* the one door between gateway and engine.
+
+A model that sleeps is woken by the request that asks for it, and not put to sleep while one is in flight.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from app.config import EngineSettings
-from app.errors import UpstreamError, source_gone
+from app.errors import RateLimited, Unavailable, UpstreamError, source_gone
 from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.providers.advert import Advert
 from app.gateway.providers.base import Forecast, TransientError
-from app.gateway.providers.local_advert import Residency, advertise, queue_ms
+from app.gateway.providers.local_advert import Residency, advertise, asleep, queue_ms
+from app.gateway.providers.local_config import Devices, engine_config
 from app.gateway.schemas import ChatRequest, Delta, Message
+from app.telemetry import logger
 
 if TYPE_CHECKING:
     from app.engine import AsyncEngine, EngineStats, TokenSegment
-    from app.engine.config import KernelChoice
     from app.engine.facts import EngineLoad
     from app.engine.prefix import Label, LabelCount
+    from app.engine.resident import Resident
     from app.engine.spec.counts import SpeculationCounts
     from app.gateway.providers.local_request import Prompt, RequestBuilder
 
+log = logger(__name__)
+
 # Requests in flight may finish for so long when the process stops.
 DRAIN_SECONDS = 5.0
+# Who waited for the model to wake waits for a seat as long as is left, and so long at least.
+MIN_QUEUE_SECONDS = 0.1
 # Tokenizing more characters than this takes long enough to be worth a thread.
 INLINE_CHARACTERS = 20_000
 # Forgotten sources remembered; a request that still brings one has been on its way for moments, not for days.
@@ -41,9 +51,12 @@ class LocalProvider:
     torch is imported by `start()`, not before: a gateway without a local model never pays for it.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: EngineSettings, name: str = "local", devices: Devices | None = None) -> None:
+        """devices: shared with the other models of the process."""
+        self.name, self.settings = name, settings
+        self._devices = devices or Devices()
         self._engine: AsyncEngine | None = None
+        self._resident: Resident | None = None
         self._builder: RequestBuilder | None = None
         self._residency = Residency()
         self._advertised = False
@@ -56,40 +69,55 @@ class LocalProvider:
         return TAKES | TOOL_FIELDS if with_tools else TAKES
 
     async def start(self) -> None:
-        """Load the model in the engine's thread. Raises whatever loading raises."""
-        from app.engine import AsyncEngine, EngineConfig
+        """Load the model in the engine's thread; where others fill the device, only prepare it.
+
+        Raises whatever loading raises, and ConfigurationError where there could never be room for it.
+        """
+        from app.engine import AsyncEngine
+        from app.engine.resident import Resident
         from app.gateway.providers.local_request import RequestBuilder
 
-        s = self._settings
-        config = EngineConfig(
-            model=s.model_source,
-            revision=s.revision or None,
-            checksums=Path(s.checksums) if s.checksums else None,
-            device=s.device,
-            dtype=s.dtype,
-            max_num_seqs=s.max_num_seqs,
-            max_num_batched_tokens=s.max_num_batched_tokens,
-            max_model_len=s.max_model_len or None,
-            kv_cache_bytes=s.kv_cache_bytes or None,
-            gpu_memory_utilization=s.gpu_memory_utilization,
-            kernels=cast("KernelChoice", s.kernels),
-            fused_kernels=s.fused_kernels,
-            shared_prefix_kernel=s.shared_prefix_kernel,
-            cuda_graphs=s.cuda_graphs,
-            overlap=s.overlap,
-            threads=s.threads or None,
-            max_draft_tokens=s.max_draft_tokens,
-            draft_model=s.draft_model or None,
-            tensor_parallel_size=s.tensor_parallel_size,
-            pipeline_parallel_size=s.pipeline_parallel_size,
-        )
-        self._engine = AsyncEngine(config)
-        await self._engine.start()
+        arbiter = self._devices.of(self.settings.device)
+        self._engine = AsyncEngine(engine_config(self.settings), arbiter.turns)
+        self._resident = Resident(self.name, self._engine, arbiter, pinned=self.settings.pinned)
+        self._resident.on_change = self._changed
+        await self._resident.open()
         if self._engine.tokenizer is not None:
-            self._builder = RequestBuilder(self._engine.tokenizer, s.max_queue_seconds or None)
+            self._builder = RequestBuilder(self._engine.tokenizer, self.settings.max_queue_seconds or None)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the model was found and checked."""
+        return self._resident is not None
+
+    async def wake(self) -> None:
+        """For operators, also after the engine was given up. Raises RateLimited and Unavailable as a request would."""
+        self.model.revive()
+        try:
+            async with self._awake():
+                pass
+        except TransientError as error:
+            raise Unavailable(error.detail) from error
+
+    @property
+    def model(self) -> "Resident":
+        """On its device, or asleep. Raises UpstreamError before start()."""
+        if self._resident is None:
+            raise UpstreamError("The in-process engine is not started.")
+        return self._resident
+
+    def _changed(self, resident: "Resident") -> None:
+        """An operator sees in the log where a start went, and what was put to sleep."""
+        figures = {"bytes": resident.num_bytes, "device": resident.arbiter.device, "used": resident.arbiter.used}
+        if resident.state == "awake":
+            seconds = {f"{stage}_s": round(took, 3) for stage, took in resident.laps.seconds.items()}
+            figures |= {**seconds, "total_s": round(resident.wake_seconds, 3)}
+        log.info(f"model {resident.state}", model=self.name, **figures)
+        self._devices.tell(self.name, resident.state)
 
     async def pin(self, messages: tuple[Message, ...]) -> None:
-        """Compute what is firm-wide at the start of a chat with these messages, and keep it for good."""
+        """Compute what is firm-wide at the start of a chat with these messages, now or when the model wakes, and keep
+        it for good."""
         engine, builder = self._ready()
         segments = builder.prompt(ChatRequest(model="", messages=messages)).segments
         await engine.pin(list(takewhile(lambda segment: not segment.label, segments)))
@@ -104,23 +132,49 @@ class LocalProvider:
             await self._engine.forget(source_ids)
 
     async def close(self) -> None:
-        if self._engine:
-            await self._engine.stop(drain_seconds=DRAIN_SECONDS)
+        if self._resident is not None:
+            await self._resident.close(drain_seconds=DRAIN_SECONDS)
 
     def unhealthy(self) -> str | None:
-        if self._engine is None:
-            return "the model is not loaded"
-        return None if self._engine.healthy else self._engine.reason
+        """A model that sleeps is well."""
+        return "the model is not loaded" if self._resident is None else self._resident.trouble
 
     def relays(self, request: ChatRequest) -> bool:
         return False
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        engine, _ = self._ready()
+        prompt = await self._prompt(request)
+        async with self._awake() as waited, aclosing(self._answer(engine, request, prompt, waited)) as deltas:
+            async for delta in deltas:
+                yield (
+                    replace(delta, timings_ms={"wake": waited * 1000, **(delta.timings_ms or {})}) if waited else delta
+                )
+                waited = 0.0  # told once
+
+    @asynccontextmanager
+    async def _awake(self) -> AsyncIterator[float]:
+        """Seconds that the request waited for the model, 0 for one that is awake. Raises RateLimited where it waited as
+        long as it may wait in the queue, TransientError where the model cannot be woken."""
+        from app.engine import EngineError
+
+        began, awake = time.monotonic(), self.model.state == "awake"
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.model.use(self.settings.max_queue_seconds or None))
+            except TimeoutError:
+                wait = max(1.0, self.model.wake_s())
+                raise RateLimited("There was no room for the model in time.", retry_after=wait) from None
+            except EngineError as error:
+                raise TransientError(str(error)) from error
+            yield 0.0 if awake else time.monotonic() - began
+
+    async def _answer(
+        self, engine: "AsyncEngine", request: ChatRequest, prompt: "Prompt", waited: float
+    ) -> AsyncGenerator[Delta, None]:
         from app.engine import EngineError
         from app.gateway.providers.local_answer import several
 
-        engine, _ = self._ready()
-        prompt = await self._prompt(request)
         segments = prompt.segments
         if self._advertised:
             keys = engine.keys(segments)
@@ -128,7 +182,7 @@ class LocalProvider:
         if any(source in self._gone for segment in segments for source in segment.source_ids):
             raise source_gone()
         try:
-            streams = self._choices(engine, request, segments)
+            streams = self._choices(engine, request, segments, waited)
         except EngineError as error:
             raise TransientError(str(error)) from error
         async with aclosing(streams[0] if len(streams) == 1 else several(streams)) as deltas:
@@ -136,12 +190,14 @@ class LocalProvider:
                 yield delta
 
     def _choices(
-        self, engine: "AsyncEngine", request: ChatRequest, segments: "list[TokenSegment]"
+        self, engine: "AsyncEngine", request: ChatRequest, segments: "list[TokenSegment]", waited: float
     ) -> list[AsyncGenerator[Delta, None]]:
         from app.gateway.providers.local_answer import Answer, one
 
         _, builder = self._ready()
         work = builder.build(request, segments)
+        if waited and work.max_queue_seconds:
+            work = replace(work, max_queue_seconds=max(MIN_QUEUE_SECONDS, work.max_queue_seconds - waited))
         count = int(request.upstream_only.get(CHOICES) or 1)
         started = engine.generate_choices(work, count) if count > 1 else [engine.generate(work)]
         tokens, tokenizer = _count(segments), engine.tokenizer
@@ -157,47 +213,61 @@ class LocalProvider:
 
     def load(self) -> "EngineLoad":
         """What runs and waits, and how fast steps are. Raises UpstreamError before start()."""
-        return self._ready()[0].load()
+        from app.engine import EngineLoad
+
+        engine = self._running()
+        return EngineLoad(waiting=self.model.waiting) if engine is None else engine.load()
 
     def block_runs(self) -> list[tuple[str, int, int]]:
         """The KV blocks by number as runs of one state and owner. Raises UpstreamError before start()."""
         from app.engine.inside import owned_runs
 
-        return owned_runs(self._ready()[0].engine.scheduler)
+        engine = self._running()
+        return [] if engine is None else owned_runs(engine.engine.scheduler)
 
     def waiting_for(self) -> dict[str, int]:
-        """Waiting requests by what they wait for. Raises UpstreamError before start()."""
+        """Waiting requests by what they wait for: wake, or as the engine says. Raises UpstreamError before start()."""
         from app.engine.inside import waiting_for
 
-        return waiting_for(self._ready()[0].engine.scheduler)
+        engine, waking = self._running(), self.model.waiting
+        return ({"wake": waking} if waking else {}) | ({} if engine is None else waiting_for(engine.engine.scheduler))
 
     def accepted(self) -> "SpeculationCounts":
-        """What drafts brought since the start. Raises UpstreamError before start()."""
-        return self._ready()[0].engine.speculator.totals
+        """What drafts brought since the model woke. Raises UpstreamError before start()."""
+        from app.engine import SpeculationCounts
+
+        engine = self._running()
+        return SpeculationCounts() if engine is None else engine.engine.speculator.totals
 
     def label_counts(self) -> "dict[Label, LabelCount]":
         """Prompt tokens and prefix cache hits by access label. Raises UpstreamError before start()."""
-        return self._ready()[0].label_counts()
+        engine = self._running()
+        return {} if engine is None else engine.label_counts()
 
     async def count_tokens(self, request: ChatRequest) -> int | None:
         """Exact: the chat template's own tokens are counted too."""
         return _count(await self._segments(request))
 
     async def forecast(self, request: ChatRequest) -> Forecast | None:
-        """The engine knows its queue, its speed and what of the prompt is in its cache."""
-        engine, _ = self._ready()
-        predicted = engine.predict_ttft(await self._segments(request), quantile=0.9)
+        """The engine knows its queue, its speed and what of the prompt is in its cache; asleep, how long it wakes."""
+        segments = await self._segments(request)
+        engine = self._running()
+        if engine is None:
+            return Forecast(self.model.first_token_s(_count(segments)) * 1000)
+        predicted = engine.predict_ttft(segments, quantile=0.9)
         return Forecast(predicted.quantile_s * 1000, predicted.cached_tokens)
 
     def queue_ms(self) -> float | None:
         if self.unhealthy():
             return None
-        return queue_ms(self._ready()[0])
+        engine = self._running()
+        return self.model.first_token_s(1) * 1000 if engine is None else queue_ms(engine)
 
     def resident(self) -> Mapping[str, int]:
         """Kept track of from the first time it is asked."""
         self._advertised = True
-        return {} if self.unhealthy() else self._residency.resident(self._ready()[0])
+        engine = None if self.unhealthy() else self._running()
+        return {} if engine is None else self._residency.resident(engine)
 
     async def probe(self) -> None:
         if reason := self.unhealthy():
@@ -208,7 +278,10 @@ class LocalProvider:
         self._advertised = True
         if reason := self.unhealthy():
             return Advert(self.takes, reason)
-        return advertise(self._ready()[0], self.takes, self._residency)
+        engine = self._running()
+        if engine is None:
+            return asleep(self.model, self.takes)
+        return advertise(engine, self.takes, self._residency)
 
     async def _segments(self, request: ChatRequest) -> "list[TokenSegment]":
         return (await self._prompt(request)).segments
@@ -219,6 +292,11 @@ class LocalProvider:
         if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
             return await asyncio.to_thread(builder.prompt, request)
         return builder.prompt(request)
+
+    def _running(self) -> "AsyncEngine | None":
+        """None while the model is not awake. Raises UpstreamError before start()."""
+        awake = self.model.state == "awake"
+        return self._ready()[0] if awake else None
 
     def _ready(self) -> "tuple[AsyncEngine, RequestBuilder]":
         if self._engine is None:

@@ -10,6 +10,7 @@ from app.gateway.schemas import ChatRequest
 if TYPE_CHECKING:
     from app.engine import AsyncEngine
     from app.engine.facts import PromptKeys
+    from app.engine.resident import Resident
 
 MAX_REMEMBERED = 20_000  # beginnings of prompts
 LONG = 512  # tokens of the prompt by which the speed of prefill is told
@@ -45,6 +46,12 @@ def queue_ms(engine: "AsyncEngine", tokens: int = 1) -> float:
     from app.engine import TokenSegment
 
     return engine.predict_ttft([TokenSegment([0] * tokens)], quantile=0.9).quantile_s * 1000
+
+
+def asleep(resident: "Resident", takes: frozenset[str]) -> Advert:
+    """Of a model that has to wake first."""
+    short, long = (resident.first_token_s(tokens) * 1000 for tokens in (1, LONG))
+    return Advert(takes, None, short, max(0.0, long - short) / (LONG - 1), 0, resident.waiting)
 
 
 def advertise(engine: "AsyncEngine", takes: frozenset[str], residency: Residency) -> Advert:

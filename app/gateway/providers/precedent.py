@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -41,6 +42,10 @@ class PrecedentProvider(HttpProvider):
         self._heard = 0.0
         self._unsaid: set[str] = set()  # forgotten sources that the replica has not confirmed
         self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def _advert_path(self) -> str:
+        return f"{ADVERT}?{urlencode({'model': self.target.model})}" if self.target.model else ADVERT
 
     async def start(self) -> None:
         await super().start()
@@ -85,7 +90,8 @@ class PrecedentProvider(HttpProvider):
 
     def body(self, request: ChatRequest) -> Json:
         """Everything but what is the gateway's own business."""
-        found: Json = msgspec.to_builtins(replace(request, cache_query=None, relay=""))
+        model = self.target.model or request.model
+        found: Json = msgspec.to_builtins(replace(request, model=model, cache_query=None, relay=""))
         return found
 
     async def deltas(self, chunks: AsyncIterator[bytes], request: ChatRequest) -> AsyncGenerator[Delta, None]:
@@ -107,7 +113,7 @@ class PrecedentProvider(HttpProvider):
     async def _listen(self) -> None:
         while True:
             try:
-                self._advert = msgspec.convert(await self._ask(ADVERT), Advert)
+                self._advert = msgspec.convert(await self._ask(self._advert_path), Advert)
                 self._heard = time.monotonic()
                 self.takes = self._advert.takes
                 await self._confirm()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from app.config import EngineSettings, TargetSettings
+from app.config import Settings, TargetSettings
 from app.errors import ConfigurationError
 from app.gateway.providers.anthropic import AnthropicProvider
 from app.gateway.providers.azure import AzureProvider
@@ -10,6 +10,7 @@ from app.gateway.providers.base import Provider
 from app.gateway.providers.fake import FakeProvider
 from app.gateway.providers.http import HttpProvider
 from app.gateway.providers.local import LocalProvider
+from app.gateway.providers.local_config import Devices
 from app.gateway.providers.ollama import OllamaProvider
 from app.gateway.providers.openai import OpenAIProvider
 from app.gateway.providers.precedent import PrecedentProvider
@@ -27,10 +28,12 @@ UPSTREAMS: dict[str, type[HttpProvider]] = {
 }
 
 
-def make_provider(target: TargetSettings, engine: EngineSettings, secrets: Mapping[str, str]) -> Provider:
-    """`secrets`: stored credentials by name. Raises ConfigurationError."""
+def make_provider(target: TargetSettings, settings: Settings, secrets: Mapping[str, str], devices: Devices) -> Provider:
+    """`secrets`: stored credentials by name.  devices: what in-process models share. Raises ConfigurationError."""
     if target.provider == "local":
-        return LocalProvider(engine)
+        models = settings.local_models
+        engine = models.get(target.name) or models.get(target.model) or settings.engine
+        return LocalProvider(engine, target.name, devices)
     if target.provider == "fake":
         return FakeProvider(target)
     if target.provider not in UPSTREAMS:

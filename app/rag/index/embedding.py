@@ -66,6 +66,16 @@ class Embedder:
         """The compute type in use, e.g. "bfloat16"."""
         return str(self._model.dtype).removeprefix("torch.")
 
+    @property
+    def device(self) -> str:
+        """Where it computes: cpu or cuda."""
+        return str(self._device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its weights."""
+        return sum(tensor.nbytes for tensor in (*self._model.parameters(), *self._model.buffers()))
+
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Documents → float32 [len(texts), dimension], rows of unit length, in the order given."""
         return self._embed([self._files.document_prompt + text for text in texts], urgent=False)

@@ -30,10 +30,15 @@ class CrossEncoder:
             self._model: Any = AutoModelForSequenceClassification.from_pretrained(model).eval()
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"The reranker {model!r} cannot be loaded: {error}") from error
-        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._model.to(self._device)
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._model.to(self.device)
         limit = getattr(self._model.config, "max_position_embeddings", MAX_TOKENS)
         self._max_tokens = min(MAX_TOKENS, int(limit))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its weights."""
+        return sum(tensor.nbytes for tensor in (*self._model.parameters(), *self._model.buffers()))
 
     def scores(self, question: str, passages: Sequence[str]) -> list[float]:
         """Relevance in 0-1 of the first passages, as many as the time allows (at least one batch), in their order."""
@@ -54,7 +59,7 @@ class CrossEncoder:
             max_length=self._max_tokens,
             padding=True,
             return_tensors="pt",
-        ).to(self._device)
+        ).to(self.device)
         with torch.inference_mode():
             logits = self._model(**pairs).logits.float()
         relevant = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)

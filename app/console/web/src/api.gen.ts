@@ -489,6 +489,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/engine/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The models of this process and what they hold */
+        get: operations["ApiV1EngineModelsListModels"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/engine/models/{name}/sleep": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Free its memory */
+        post: operations["ApiV1EngineModelsNameSleepSleep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/engine/models/{name}/wake": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Load it now */
+        post: operations["ApiV1EngineModelsNameWakeWake"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/engine/prefixes": {
         parameters: {
             query?: never;
@@ -1807,6 +1858,14 @@ export interface components {
             strategy: string;
             targets: components["schemas"]["VerdictView"][];
         };
+        /** DeviceState */
+        DeviceState: {
+            budget_bytes: number;
+            device: string;
+            held_bytes: {
+                [key: string]: number;
+            };
+        };
         /** DocumentList */
         DocumentList: {
             documents: components["schemas"]["DocumentView"][];
@@ -2231,6 +2290,38 @@ export interface components {
             expiry_date: components["schemas"]["FactView"] | null;
             governing_law: components["schemas"]["FactView"] | null;
             parties: components["schemas"]["FactView"][];
+        };
+        /** ModelList */
+        ModelList: {
+            devices: components["schemas"]["DeviceState"][];
+            models: components["schemas"]["ModelState"][];
+        };
+        /** ModelState */
+        ModelState: {
+            /** @default 0 */
+            bytes?: number;
+            device: string;
+            /** @default 0 */
+            held_bytes?: number;
+            /** @default 0 */
+            in_use?: number;
+            last_used?: string | null;
+            model: string;
+            name: string;
+            /** @default false */
+            pinned?: boolean;
+            routes: string[];
+            start_seconds?: {
+                [key: string]: number;
+            };
+            state: string;
+            trouble: string | null;
+            /** @default 0 */
+            waiting?: number;
+            /** @default 0 */
+            wake_seconds?: number;
+            /** @default 0 */
+            wakes?: number;
         };
         /** MoveRequest */
         MoveRequest: {
@@ -3834,7 +3925,9 @@ export interface operations {
     };
     ApiV1EngineAdvertAdvert: {
         parameters: {
-            query?: never;
+            query?: {
+                model?: string | null;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3850,11 +3943,28 @@ export interface operations {
                     "application/json": components["schemas"]["Advert"];
                 };
             };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
+                };
+            };
         };
     };
     ApiV1EngineBlocksBlocks: {
         parameters: {
-            query?: never;
+            query?: {
+                model?: string | null;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3868,6 +3978,21 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["BlockMap"];
+                };
+            };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
                 };
             };
         };
@@ -3931,9 +4056,105 @@ export interface operations {
             };
         };
     };
-    ApiV1EnginePrefixesPrefixes: {
+    ApiV1EngineModelsListModels: {
         parameters: {
             query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Request fulfilled, document follows */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelList"];
+                };
+            };
+        };
+    };
+    ApiV1EngineModelsNameSleepSleep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Request fulfilled, document follows */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelState"];
+                };
+            };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
+                };
+            };
+        };
+    };
+    ApiV1EngineModelsNameWakeWake: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Request fulfilled, document follows */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelState"];
+                };
+            };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
+                };
+            };
+        };
+    };
+    ApiV1EnginePrefixesPrefixes: {
+        parameters: {
+            query?: {
+                model?: string | null;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3949,11 +4170,28 @@ export interface operations {
                     "application/json": components["schemas"]["PrefixHits"];
                 };
             };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
+                };
+            };
         };
     };
     ApiV1EngineStateState: {
         parameters: {
-            query?: never;
+            query?: {
+                model?: string | null;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3967,6 +4205,21 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["EngineState"];
+                };
+            };
+            /** @description Bad request syntax or unsupported method */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        detail: string;
+                        extra?: null | {
+                            [key: string]: unknown;
+                        } | unknown[];
+                        status_code: number;
+                    };
                 };
             };
         };

@@ -1,0 +1,290 @@
+"""Several models and an embedding model on one device, under one budget, as callers and operators see them."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import pytest_asyncio
+from sqlalchemy import select
+
+from app.asgi import create_app
+from app.config import EngineSettings, ModelSettings, RouteSettings, Settings, TargetSettings
+from app.engine.footprint import footprint
+from app.gateway.controllers_replica import local_engine, local_engines
+from app.gateway.providers.local_config import engine_config
+from app.rag.index.embedding import Embedder
+from app.tenants.models import AuditEntry
+from app.tenants.principal import TENANT_SCOPES, Scope
+from tests.conftest import Site, fake_settings, listen
+from tests.gateway.test_local import tiny_model
+from tests.gateway.upstream import prepared
+
+TEXTS = ["The rent is due.", "Who pays for repairs?", "Notice must be in writing.", "a b c"]
+OPERATOR = TENANT_SCOPES | {Scope.OPERATOR.value}
+
+
+@pytest.fixture(scope="module")
+def firm(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Two models of one size with different weights; without a budget."""
+    folder = tmp_path_factory.mktemp("models")
+    engine = EngineSettings(
+        model=str(tiny_model(folder / "one")), served_name="one", threads=1, kv_cache_bytes=2**21, max_queue_seconds=20
+    )
+    second = ModelSettings(name="two", model=str(tiny_model(folder / "two", seed=1)))
+    return dataclasses.replace(
+        fake_settings(folder, engine=engine),
+        models=(second,),
+        routes=(
+            RouteSettings(model="echo", targets=("fake",)),
+            RouteSettings(model="two-or-echo", targets=("two", "fake")),
+            RouteSettings(model="fastest", targets=("two", "local"), strategy="latency"),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def size(firm: Settings) -> int:
+    config = engine_config(firm.engine)
+    return footprint(config, Path(config.model))
+
+
+@pytest.fixture(scope="module")
+def embedder_bytes() -> int:
+    return Embedder().num_bytes
+
+
+@asynccontextmanager
+async def serving(firm: Settings, folder: Path, budget: int, **engine: Any) -> AsyncIterator[Site]:
+    settings = dataclasses.replace(
+        firm,
+        storage=fake_settings(folder).storage,
+        engine=dataclasses.replace(firm.engine, memory_budget_bytes=budget, **engine),
+    )
+    await prepared(settings)
+    app = create_app(settings)
+    async with listen(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        site = Site(app, client, app.state.services)  # type: ignore[arg-type]
+        async with asyncio.timeout(60):
+            while site.services.starting:
+                await asyncio.sleep(0.01)
+        yield site
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def narrow(
+    firm: Settings, size: int, embedder_bytes: int, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Site]:
+    """Room for the embedding model and one of the two."""
+    async with serving(firm, tmp_path_factory.mktemp("narrow"), embedder_bytes + size + size // 2) as site:
+        yield site
+
+
+async def chat(site: Site, model: str, text: str, headers: dict[str, str], **body: Any) -> httpx.Response:
+    message = {"role": "user", "content": text}
+    asked = {"model": model, "messages": [message], "temperature": 0, "max_tokens": 12, "ignore_eos": True} | body
+    return await site.client.post("/v1/chat/completions", json=asked, headers=headers)
+
+
+def said(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def there(site: Site) -> int:
+    """Bytes of the engines' tensors that are there in fact."""
+    engines = [provider.model.engine for provider in local_engines(site.services.gateway)]
+    loaded = [engine._worker.engine for engine in engines if engine._worker is not None]
+    return sum(engine.runner.num_bytes() for engine in loaded if engine is not None)
+
+
+async def mixed(site: Site) -> tuple[dict[tuple[str, str], str], list[list[float]]]:
+    """Chats with both models and embeddings, all at once; beside them somebody who looks at the memory."""
+    headers = await site.headers()
+    [arbiter] = site.services.gateway.board.devices.all()
+    embedder = arbiter.fixed["all-MiniLM-L6-v2"]
+
+    async def watch() -> None:
+        while True:
+            assert embedder + there(site) <= arbiter.budget and arbiter.used <= arbiter.budget
+            await asyncio.sleep(0.002)
+
+    async def embed(text: str) -> list[float]:
+        body = {"model": "all-MiniLM-L6-v2", "input": text}
+        response = await site.client.post("/v1/embeddings", json=body, headers=headers)
+        assert response.status_code == 200, response.text
+        vector: list[float] = response.json()["data"][0]["embedding"]
+        return vector
+
+    watching = asyncio.create_task(watch())
+    jobs = [(model, text) for text in TEXTS for model in ("one", "two")] * 2
+    answers = asyncio.gather(*(chat(site, model, text, headers) for model, text in jobs))
+    vectors = asyncio.gather(*map(embed, TEXTS))
+    found = dict(zip(jobs, map(said, await answers), strict=True)), await vectors
+    assert not watching.done(), watching.exception()
+    watching.cancel()
+    return found
+
+
+async def models(site: Site, headers: dict[str, str]) -> dict[str, Any]:
+    response = await site.client.get("/api/v1/engine/models", headers=headers)
+    assert response.status_code == 200, response.text
+    return {one["name"]: one for one in response.json()["models"]}
+
+
+async def test_mixed_traffic_is_answered_as_by_each_model_alone(
+    narrow: Site, firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
+) -> None:
+    alone: dict[tuple[str, str], str] = {}
+    for name, model in (("one", firm.engine), ("two", firm.models[0].over(firm.engine))):
+        only = dataclasses.replace(firm, engine=model, models=(), routes=())
+        async with serving(only, tmp_path / name, 0) as site:
+            headers = await site.headers()
+            alone |= {(name, text): said(await chat(site, name, text, headers)) for text in TEXTS}
+    assert len(set(alone.values())) > len(TEXTS), "the models differ"
+    swapped, vectors = await mixed(narrow)
+    assert swapped == alone and (await mixed(narrow))[0] == alone
+    assert sum(provider.model.wakes for provider in local_engines(narrow.services.gateway)) >= 3
+    async with serving(firm, tmp_path / "wide", embedder_bytes + 2 * size) as wide:
+        together, same_vectors = await mixed(wide)
+        assert together == alone and np.allclose(same_vectors, vectors, atol=1e-2)
+        assert [provider.model.wakes for provider in local_engines(wide.services.gateway)] == [1, 1]
+        assert there(wide) == 2 * size
+
+
+async def test_a_model_that_sleeps_is_well_and_shown(narrow: Site, size: int) -> None:
+    headers = await narrow.headers(scopes=OPERATOR)
+    said(await chat(narrow, "one", "x", headers))
+    ready = await narrow.client.get("/health/ready")
+    assert (ready.status_code, ready.json()["reasons"]) == (200, {})
+    found = await models(narrow, headers)
+    assert (found["local"]["state"], found["two"]["state"]) == ("awake", "asleep")
+    assert (found["local"]["held_bytes"], found["two"]["held_bytes"], found["two"]["bytes"]) == (size, 0, size)
+    assert found["two"]["routes"] == ["two-or-echo", "fastest", "two"]
+    start = found["local"]["start_seconds"]
+    assert {"find", "verify", "config", "tokenizer", "weights", "kv_pool", "warm_up", "pins"} <= start.keys()
+    listed = (await narrow.client.get("/v1/models", headers=headers)).json()["data"]
+    assert {"one", "two"} <= {one["id"] for one in listed}
+    state = (await narrow.client.get("/api/v1/engine/state?model=two", headers=headers)).json()
+    assert state["unhealthy"] is None and state["load"]["total_blocks"] == 0
+    counted = {"model": "two", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    tokens = await narrow.client.post("/v1/messages/count_tokens", json=counted, headers=headers)
+    assert tokens.headers["x-precedent-token-count"] == "exact", "its tokenizer is awake"
+    figures = (await narrow.client.get("/metrics")).text
+    assert 'precedent_engine_awake{precedent_target="local"} 1.0' in figures
+    assert 'precedent_engine_awake{precedent_target="two"} 0.0' in figures
+    line = next(line for line in figures.splitlines() if line.startswith("precedent_engine_memory_bytes{"))
+    assert '"local"' in line and float(line.split()[1]) == size
+
+
+async def test_operators_send_models_to_sleep_and_wake_them(narrow: Site) -> None:
+    headers, tenants = await narrow.headers(scopes=OPERATOR), await narrow.headers("other")
+
+    async def post(path: str, headers: dict[str, str] = headers) -> httpx.Response:
+        return await narrow.client.post(f"/api/v1/engine/models/{path}", headers=headers)
+
+    assert (await post("two/wake")).json()["state"] == "awake"
+    assert {name: one["state"] for name, one in (await models(narrow, headers)).items()} == {
+        "local": "asleep",
+        "two": "awake",
+    }
+    assert (await post("two/sleep")).json()["held_bytes"] == 0 and there(narrow) == 0
+    assert (await post("none/sleep")).status_code == 404
+    assert (await post("two/wake", tenants)).status_code == 403
+    async with narrow.services.database.session() as session:
+        query = select(AuditEntry).where(AuditEntry.action.startswith("model.")).order_by(AuditEntry.seq)
+        done = [(entry.action, entry.object, entry.actor[:4]) for entry in await session.scalars(query)]
+    assert done == [("model.wake", "model:two", "key:"), ("model.sleep", "model:two", "key:")]
+    said(await chat(narrow, "one", "x", headers))
+
+
+async def test_routing_knows_that_waking_takes_time(narrow: Site) -> None:
+    headers = await narrow.headers()
+    said(await chat(narrow, "one", "x", headers))
+    answered = await chat(narrow, "fastest", "x", headers)
+    assert answered.headers["x-precedent-served-by"] == "local"
+    assert not (await models(narrow, headers))["two"]["in_use"]
+    said(await chat(narrow, "two", "x", headers))
+    assert (await chat(narrow, "fastest", "x", headers)).headers["x-precedent-served-by"] == "two"
+
+
+async def test_the_wait_for_a_wake_is_a_stage_of_the_request(narrow: Site) -> None:
+    headers = await narrow.headers("stages")
+    said(await chat(narrow, "one", "x", headers))
+    said(await chat(narrow, "two", "x", headers))
+    await narrow.logged()
+    page = (await narrow.client.get("/api/v1/requests?limit=1", headers=headers)).json()["requests"]
+    shown = (await narrow.client.get(f"/api/v1/requests/{page[0]['id']}", headers=headers)).json()
+    assert [span["duration_ms"] > 1 for span in shown["spans"] if span["name"] == "wake"] == [True]
+
+
+async def test_a_model_that_is_never_idle_keeps_others_out_but_nobody_hangs(
+    firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
+) -> None:
+    async with serving(firm, tmp_path, embedder_bytes + size, max_queue_seconds=0.4) as site:
+        headers = await site.headers(scopes=OPERATOR)
+        runner = local_engine(site.services.gateway).model.engine.engine.runner
+        inner = runner.run
+
+        def slow(schedule: Any) -> Any:
+            import time
+
+            time.sleep(0.01)
+            return inner(schedule)
+
+        runner.run = slow  # type: ignore[method-assign]
+        endless = asyncio.create_task(chat(site, "one", "x", headers, max_tokens=300))
+        while not (await models(site, headers))["local"]["in_use"]:
+            await asyncio.sleep(0.01)
+        refused = await asyncio.gather(*(chat(site, "two", "x", headers) for _ in range(3)))
+        assert [one.status_code for one in refused] == [429] * 3
+        assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+        elsewhere = await chat(site, "two-or-echo", "x", headers, ignore_eos=None)
+        assert elsewhere.headers["x-precedent-served-by"] == "fake"
+        busy = await site.client.post("/api/v1/engine/models/local/sleep", headers=headers)
+        assert busy.status_code == 409 and "in flight: 1" in busy.text
+        assert len(said(await endless)) > 100, "who was there first is not disturbed"
+
+
+async def test_where_a_wake_fails_the_fallback_serves(
+    firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
+) -> None:
+    gone = tiny_model(tmp_path / "model", seed=1)
+    changed = dataclasses.replace(firm, models=(ModelSettings(name="two", model=str(gone)),))
+    async with serving(changed, tmp_path, embedder_bytes + size) as site:
+        headers = await site.headers()
+        (gone / "model.safetensors").rename(gone / "away")
+        failed = await chat(site, "two", "x", headers)
+        assert failed.status_code == 502 and "cannot serve" in json.dumps(failed.json())
+        served = await chat(site, "two-or-echo", "x", headers, ignore_eos=None)
+        assert served.headers["x-precedent-served-by"] == "fake"
+        assert "safetensors" in (await models(site, headers))["two"]["trouble"] and there(site) == 0
+        assert (await site.client.get("/health/ready")).status_code == 503
+        said(await chat(site, "one", "x", headers))
+        (gone / "away").rename(gone / "model.safetensors")
+        operator = await site.headers(scopes=OPERATOR)
+        woken = await site.client.post("/api/v1/engine/models/two/wake", headers=operator)
+        assert woken.json()["state"] == "awake" and woken.json()["trouble"] is None
+
+
+async def test_a_model_that_can_never_fit_is_told_at_start(
+    firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
+) -> None:
+    async with serving(firm, tmp_path, embedder_bytes + size - 1) as site:
+        reasons = (await site.client.get("/health/ready")).json()["reasons"]
+        assert reasons.keys() == {"local", "two"}
+        assert f"needs {size:,} bytes of the {embedder_bytes + size - 1:,}" in reasons["local"]
+
+
+async def test_a_target_may_name_its_model(firm: Settings, tmp_path: Path) -> None:
+    targets = (*firm.targets, TargetSettings(name="eu-two", provider="local", model="two", region="eu"))
+    async with serving(dataclasses.replace(firm, targets=targets), tmp_path, 0) as site:
+        served = {provider.name: provider.settings.model for provider in local_engines(site.services.gateway)}
+        assert served["eu-two"] == served["two"] != served["local"]
