@@ -166,7 +166,7 @@ class ModelRunner:
         laps.lap("kv_pool")
 
     def num_bytes(self) -> int:
-        """Of weights and KV pages, the draft model's included."""
+        """Of weights and KV pages on rank 0, the draft model's included."""
         return memory.num_bytes(self._holdings())
 
     def release(self) -> None:

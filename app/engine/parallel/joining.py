@@ -39,9 +39,7 @@ class Meeting:
         if layout.stages == 1:
             return Decoder(part.spec, weights, max_model_len, kernels, group), met
         met.append(self._peers(f"place {place}", stage, layout.stages))
-        decoder = StageDecoder(part.spec, weights, max_model_len, kernels, group, met[-1], samples=place == 0)
-        decoder.windows = part.whole.windows
-        return decoder, met
+        return StageDecoder(part, weights, max_model_len, kernels, group, met[-1], samples=place == 0), met
 
     def _peers(self, name: str, rank: int, size: int) -> Peers:
         return Peers(self.store, name, rank, size, self.device, self.timeout_s, self.lost)

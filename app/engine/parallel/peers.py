@@ -1,5 +1,6 @@
 """Processes that exchange tensors, by torch.distributed: NCCL between GPUs, gloo between CPUs."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -55,6 +56,8 @@ class Peers:
 
 def _backend(store: Any, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
     if device.type == "cuda":
+        # By default torch ends the whole process, and the server with it, when an exchange fails.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         options = _dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
         return _dist.ProcessGroupNCCL(store, rank, size, options)

@@ -7,27 +7,28 @@ device cannot hold, not for speed. Steps are not cut into micro-batches.
 import torch
 from torch import Tensor
 
-from app.engine.architecture import DecoderSpec
 from app.engine.batch import ForwardBatch
 from app.engine.decoder import Decoder
 from app.engine.kv_cache import KVCache
 from app.engine.loader import DecoderWeights
 from app.engine.parallel.group import Group
+from app.engine.parallel.layout import Part
 from app.engine.parallel.peers import Peers
 from app.kernels.dispatch import Kernels
 
 
 class StageDecoder(Decoder):
-    """One stage of the model: `first` takes tokens, `last` makes logits, which go back to the first.
+    """One stage of the model: the first takes tokens, the last makes logits, which go back to the first.
 
     stages: the ranks at this rank's place in every stage.  samples: it is the first place, which has whole logits.
     """
 
     def __init__(
-        self, spec: DecoderSpec, weights: DecoderWeights, max_model_len: int, kernels: Kernels, group: Group,
-        stages: Peers, *, samples: bool,
+        self, part: Part, weights: DecoderWeights, max_model_len: int, kernels: Kernels, group: Group, stages: Peers,
+        *, samples: bool,
     ) -> None:  # fmt: skip
-        super().__init__(spec, weights, max_model_len, kernels, group)
+        super().__init__(part.spec, weights, max_model_len, kernels, group)
+        self.windows = part.whole.windows
         self._stages, self._samples = stages, samples
         self._mine, self._last = stages.rank, stages.size - 1
 

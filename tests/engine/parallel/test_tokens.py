@@ -1,7 +1,8 @@
 """Greedy tokens of several ranks equal those of one, in float32, whatever the scheduler does meanwhile.
 
 Sums over ranks are rounded in another order, so log probabilities differ in their last digits (1e-5 here) and a near
-tie could fall the other way. None does on these models; a pipeline adds nothing in another order and is exact.
+tie could fall the other way. None does on these models. A pipeline adds nothing in another order; which drafts are tried
+depends on the clock, and with the batch's shape its last digits.
 """
 
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ def test_every_family(family: str, layout: dict[str, int], checkpoint: Checkpoin
     wanted = LLMEngine(config(folder)).generate(mixed_prompts(), GREEDY)
     with ranks(folder, **layout) as engine:
         found = engine.generate(mixed_prompts(), GREEDY)
-    assert_equal(found, wanted, 1e-4 if layout is TENSOR else 0.0)
+    assert_equal(found, wanted, 1e-4 if layout is TENSOR else 1e-5)
 
 
 def test_chunks_preemptions_cached_prefixes_and_drafts(checkpoint: Checkpoint) -> None:
