@@ -286,3 +286,22 @@ async def test_a_request_shows_where_its_time_and_money_went(owner: Visitor, ser
     assert shown == f"${detail['cost_micros'] / 1e6:.6f}" and detail["cost_micros"] > 0
     why = page.get_by_role("region", name="Targets in the order in which they are tried")
     await expect(why.locator("tbody tr")).to_have_count(2)
+
+
+async def test_a_request_shows_what_its_answer_was_made_of(owner: Visitor, server: Serving) -> None:
+    with server.client() as client:
+        files = {"files": ("mill.md", b"# MILL LEASE\n\nThe miller pays a rent of forty crowns a year.")}
+        filed = client.post("/api/v1/documents", files=files, data={"collection": "mill"}).json()["documents"][0]
+        while client.get(f"/api/v1/jobs/{filed['job_id']}").json()["status"] in ("queued", "running"):
+            await asyncio.sleep(0.1)
+        body = {"question": "How much is the rent?", "collection": "mill", "model": "quoting"}
+        answer = client.post("/api/v1/answers", json=body).json()
+        while client.get(f"/api/v1/requests/{answer['id']}").status_code == 404:
+            await asyncio.sleep(0.05)
+    page = owner.page
+    await owner.open(f"/requests/{answer['id']}", "Request")
+    given = page.get_by_role("region", name="Passages that the model was given")
+    await expect(given.locator("tbody tr")).to_have_count(len(answer["evidence"]))
+    await expect(given.get_by_text("Quoted", exact=True).last).to_be_visible()
+    await given.get_by_role("link", name="MILL LEASE").first.click()
+    await expect(page.locator("mark").first).to_contain_text("forty crowns a year")

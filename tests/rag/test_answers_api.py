@@ -107,5 +107,13 @@ async def test_the_evidence_of_an_answer_is_found_by_its_request_for_who_may_see
     found = (await site.client.get(path, headers=headers)).json()
     assert {one["document_id"] for one in found["sources"]} == {one["document_id"] for one in answer["evidence"]}
     assert any(one["cited"] for one in found["sources"]) and found["refused"] is False
+    assert {one["title"] for one in found["sources"]} == {answer["citations"][0]["document"]}
+    text = (
+        await site.client.get(f"/api/v1/documents/{found['sources'][0]['document_id']}/text", headers=headers)
+    ).json()
+    assert "rent" in text["text"][found["sources"][0]["start"] : found["sources"][0]["end"]]
     for stranger in (await site.headers("evidence"), await site.headers("evidence-2", labels="m-1")):
         assert (await site.client.get(path, headers=stranger)).status_code == 404
+    await site.client.delete(f"/api/v1/documents/{found['sources'][0]['document_id']}", headers=headers)
+    gone = (await site.client.get(path, headers=headers)).json()
+    assert gone["sources"][0] | {"title": None, "section": None, "start": None, "end": None} == gone["sources"][0]

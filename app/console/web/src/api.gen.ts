@@ -1938,7 +1938,7 @@ export interface components {
         EvidenceOfAnswer: {
             flags: string[];
             refused: boolean;
-            sources: components["schemas"]["SourceView"][];
+            sources: components["schemas"]["PassageOfAnswer"][];
         };
         /** ExplainRequest */
         ExplainRequest: {
@@ -2361,6 +2361,18 @@ export interface components {
             };
             /** @constant */
             type: "json_schema";
+        };
+        /** PassageOfAnswer */
+        PassageOfAnswer: {
+            chunk_id: string | null;
+            cited: boolean;
+            /** Format: uuid */
+            document_id: string;
+            end: number | null;
+            section: string[] | null;
+            start: number | null;
+            title: string | null;
+            version: number;
         };
         /** PassageView */
         PassageView: {

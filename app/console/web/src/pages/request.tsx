@@ -1,14 +1,15 @@
 /** One request: where its time and its money went, and why it went where it went. */
-import { api } from "../api";
+import { api, can } from "../api";
 import type { Schemas } from "../api";
 import { duration, exact, exactMoney } from "../format";
-import { Card, Copy, Empty, Facts, Loaded, Page, Status } from "../parts/basic";
+import { Badge, Card, Copy, Empty, Facts, Loaded, Page, Status } from "../parts/basic";
 import { Table } from "../parts/table";
 import { useResource } from "../resource";
 import { href } from "../router";
 import { moment } from "../time";
 
 type Detail = Schemas["RequestDetail"];
+type Passage = Schemas["PassageOfAnswer"];
 
 interface Span {
   name: string;
@@ -81,6 +82,43 @@ function Costs({ request }: { request: Detail }) {
   );
 }
 
+/** The endpoint under which answers from documents stand in the request log. */
+const ANSWERS = "answers";
+
+function Source({ of: source }: { of: Passage }) {
+  if (source.title === null) return <span class="muted">A document that is gone</span>;
+  const place = { version: source.version, start: source.start, end: source.end };
+  return can("documents:read") ? <a href={href(`/documents/${source.document_id}`, place)}>{source.title}</a> : <>{source.title}</>;
+}
+
+/** What the model was given to answer from, and what of it the answer quotes. */
+function Evidence({ id }: { id: string }) {
+  const evidence = useResource((signal) => api.get("/api/v1/answers/{answer_id}/evidence", { path: { answer_id: id }, signal }), [id]);
+  if (evidence.error?.status === 404) return <Empty title="Not for you to see">The answer read documents of a matter that you are not a member of, or it was not kept.</Empty>;
+  return (
+    <Loaded of={evidence}>
+      {(found) => (
+        <div class="stack tight">
+          {found.refused && <p><Badge tone="warn">Refused</Badge> <span class="muted">No verified quote was found for it.</span></p>}
+          {found.flags.length > 0 && <p><Badge tone="warn">A passage spoke to the model</Badge> <span class="muted">{found.flags.join(", ")}</span></p>}
+          <Table
+            caption="Passages that the model was given"
+            columns={[
+              { title: "Document", text: true, cell: (row: Passage) => <Source of={row} /> },
+              { title: "Version", right: true, cell: (row) => String(row.version) },
+              { title: "Section", text: true, cell: (row) => row.section?.join(" › ") || (row.chunk_id === null ? "from earlier in the conversation" : "—") },
+              { title: "Quoted", cell: (row) => (row.cited ? <Badge tone="ok">Quoted</Badge> : "—") },
+            ]}
+            rows={found.sources}
+            name={(row) => `${row.document_id} ${row.chunk_id}`}
+            none={{ title: "No passages", text: "Nothing was found that could answer the question." }}
+          />
+        </div>
+      )}
+    </Loaded>
+  );
+}
+
 export function RequestPage({ id }: { id: string }) {
   const request = useResource((signal) => api.get("/api/v1/requests/{request_id}", { path: { request_id: id }, signal }), [id]);
   return (
@@ -108,6 +146,7 @@ export function RequestPage({ id }: { id: string }) {
               <Card title="Why this route"><Why decision={found.routing as Decision} /></Card>
               <Card title="Cost"><Costs request={found} /></Card>
             </div>
+            {found.endpoint === ANSWERS && <Card title="Evidence"><Evidence id={id} /></Card>}
             <Card title="Raw" actions={<Copy text={JSON.stringify(found, null, 2)} label="Copy JSON" />}>
               <details><summary>Show JSON</summary><pre>{JSON.stringify(found, null, 2)}</pre></details>
             </Card>
