@@ -32,6 +32,11 @@ class StorageSettings:
         "sqlite+aiosqlite:///var/precedent.db",
         "SQLAlchemy URL: sqlite+aiosqlite:///PATH or postgresql+asyncpg://HOST/NAME.",
     )
+    database_seconds: float = setting(
+        10.0,
+        "Longest wait for PostgreSQL to connect or to answer a statement; whoever waits longer gets a 503. Migrations, "
+        "backups and commands wait as long as it takes.",
+    )
     directory: str = setting("var", "Folder for uploaded originals and the embedded vector index.")
     models_dir: str = setting("var/models", "Folder of the model store, see `precedent model` and docs/models.md.")
 
@@ -151,13 +156,18 @@ class EngineSettings:
         "Memory for the KV cache in bytes, of each of the engine's processes; 0: 512 MiB on a CPU, on a GPU what "
         "gpu_memory_utilization leaves.",
     )
+    kv_cache_dtype: str = setting(
+        "auto", "auto (that of the model) or fp8: keys and values in 8 bits, twice as many of them in the same memory."
+    )
     gpu_memory_utilization: float = setting(0.9, "Share of a GPU's memory for weights, graphs and KV cache together.")
     kernels: str = setting("auto", "auto, reference (plain PyTorch) or triton.")
     fused_kernels: bool = setting(True, "Kill switch of the fused kernels, where Triton is used.")
     shared_prefix_kernel: bool = setting(False, "Read shared prefixes once, where the tuning table says that it pays.")
     cuda_graphs: bool = setting(False, "Replay decode steps from CUDA graphs.")
     overlap: bool = setting(False, "Prepare the next step while the last one runs; needs max_draft_tokens = 0.")
-    threads: int = setting(0, "CPU threads of the engine, of each process where it has several; 0: all cores.")
+    threads: int = setting(
+        0, "CPU threads of the engine, of each process where it has several; 0: all cores, shared among them."
+    )
     max_draft_tokens: int = setting(
         8, "Most tokens guessed ahead of a request (from its own passages and text) and verified in one step; 0: none."
     )

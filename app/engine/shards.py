@@ -55,7 +55,7 @@ class Shards:
 
 
 def _held(name: str, tensor: Tensor, cut: Cut | None) -> Tensor:
-    """A view: of what is not held nothing is read from the file."""
+    """A view: whoever keeps it copies what is held and no more."""
     if cut is None:
         return tensor
     if tensor.dim() <= cut.dim or tensor.shape[cut.dim] != cut.total:

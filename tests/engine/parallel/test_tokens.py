@@ -1,8 +1,8 @@
 """Greedy tokens of several ranks equal those of one, in float32, whatever the scheduler does meanwhile.
 
 Sums over ranks are rounded in another order, so log probabilities differ in their last digits (1e-5 here) and a near
-tie could fall the other way. None does on these models. A pipeline adds nothing in another order; which drafts are tried
-depends on the clock, and with the batch's shape its last digits.
+tie could fall the other way. None does on these models. A pipeline adds nothing in another order, but which drafts are
+tried depends on the clock, and last digits on the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -157,12 +157,24 @@ def test_bfloat16_follows_until_a_near_tie(llama: Path) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=0.3)
 
 
+OWN_KERNELS: dict[str, Any] = {"kernels": "triton", "max_model_len": 64, "max_num_seqs": 4, "num_blocks": 32}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [TENSOR, BOTH], ids=["tensor", "both"])
 def test_our_own_kernels(layout: dict[str, int], checkpoint: Checkpoint) -> None:
     """Interpreted: the path of a GPU, with gloo in place of NCCL."""
     folder, _ = checkpoint("qwen3")
-    few, short = prompts(5, 20), SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=0)
+    few, short = prompts(5, 20), replace(GREEDY, max_tokens=4)
     wanted = LLMEngine(config(folder)).generate(few, short)
-    with ranks(folder, **layout, kernels="triton", max_model_len=64, max_num_seqs=4, num_blocks=32) as engine:
+    with ranks(folder, **layout, **OWN_KERNELS) as engine:
         assert_equal(engine.generate(few, short), wanted, 1e-4)
+
+
+@pytest.mark.slow
+def test_a_deterministic_pipeline_gives_the_bits_of_one_rank(checkpoint: Checkpoint) -> None:
+    folder, _ = checkpoint("qwen3")
+    few, short = prompts(5, 20), replace(GREEDY, max_tokens=4)
+    wanted = LLMEngine(config(folder, **OWN_KERNELS, deterministic=True)).generate(few, short)
+    with ranks(folder, **PIPELINE, **OWN_KERNELS, deterministic=True) as engine:
+        assert_equal(engine.generate(few, short), wanted, 0.0)
