@@ -18,7 +18,7 @@ _dist: Any = dist  # its stubs know only a part of what it exports
 class Peers:
     """A group of its own and not torch's default one, since a process may have several engines, at once or in turn.
 
-    store: a file, empty at first, that all of them name.  name: of this group within it.
+    Made when all of them make it. store: a file, empty at first, that all of them name.  name: of this group within it.
     lost: what to raise where the others cannot be reached.
     """
 
@@ -27,7 +27,10 @@ class Peers:
     ) -> None:
         self.rank, self.size, self._lost = rank, size, lost
         met = _dist.PrefixStore(name, _dist.FileStore(str(store), size))
-        self._backend = _backend(met, rank, size, device, timedelta(seconds=timeout_s))
+        try:
+            self._backend = _backend(met, rank, size, device, timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise lost(error) from error
 
     def sum(self, x: Tensor) -> Tensor:
         """In place. Each rank gets the same bits."""
