@@ -18,6 +18,7 @@ from app.gateway.events import EventBus
 from app.gateway.health import Prober
 from app.gateway.limits_redis import open_limits
 from app.gateway.metering import Meter
+from app.gateway.providers.base import Provider
 from app.gateway.providers.local import LocalProvider
 from app.gateway.providers.precedent import PrecedentProvider
 from app.gateway.reload import Reloader
@@ -140,7 +141,7 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
         events=events,
         embeddings=Embeddings(library.embedder if library else None, meter, gateway, writer),
         opened=library,
-        reloader=Reloader(settings, database, sealer, gateway, stored, events),
+        reloader=Reloader(settings, database, sealer, gateway, stored, events, partial(_started, metrics)),
         prober=Prober(gateway),
         metrics=metrics,
         starting=set(gateway.providers),
@@ -162,13 +163,17 @@ async def _start_targets(services: Services) -> None:
     for name, provider in services.gateway.providers.items():
         try:
             await provider.start()
-            if isinstance(provider, LocalProvider):
-                services.metrics.watch_engine(name, partial(_counters, provider))
-                await _pin_policy(provider)
+            await _started(services.metrics, name, provider)
         except Exception as error:
             services.failures[name] = f"could not start: {error}"
             log.exception("target could not start", target=name)
         services.starting.discard(name)
+
+
+async def _started(metrics: Metrics, name: str, provider: Provider) -> None:
+    if isinstance(provider, LocalProvider):
+        metrics.watch_engine(name, partial(_counters, provider))
+        await _pin_policy(provider)
 
 
 def _counters(provider: LocalProvider) -> dict[str, float]:

@@ -22,7 +22,7 @@ from app.config import TelemetrySettings
 
 # The spans of the walk of one question, in order; below the request's own span.
 WALK = (
-    "auth", "embed", "search", "rerank", "route", "cache", "limits", "queue", "prefill", "decode", "verify",
+    "auth", "embed", "search", "rerank", "route", "cache", "limits", "wake", "queue", "prefill", "decode", "verify",
 )  # fmt: skip
 
 tracer = trace.get_tracer("precedent")

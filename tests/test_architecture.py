@@ -50,7 +50,7 @@ TORCH_FREE = [
         "inside",
         "quote_lock",
         "arbiter",
-        "turns",
+        "pins",
     )
 ]
 ONLY_DOOR_TO_ENGINE = tuple(

@@ -1,11 +1,12 @@
-"""Who may be on a device: one budget of bytes for all models there, and turns for their steps. No torch.
+"""Who may be on a device: one budget of bytes for all models there. No torch.
 
 Embedding and rerank models hold their part for good. The engines' models share the rest: who needs room gets it by
 putting idle models to sleep, the least recently used first. A model with requests in flight is never put to sleep. One
 that never runs out of them is asked to yield once it has been awake for SLICE_SECONDS: requests that come after that
 wait behind the model that waits, those in flight finish.
 
-Everything here runs on one event loop.
+Steps of several engines are left to the operating system: letting them take turns did not help (RESULTS.md). Everything
+here runs on one event loop.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from app.engine.turns import Turns
 from app.errors import ConfigurationError
 
 SLICE_SECONDS = 10.0
@@ -40,7 +40,6 @@ class DeviceArbiter:
     def __init__(self, device: str, budget: int = 0) -> None:
         self.device, self.budget = device, budget
         self.slice_seconds = SLICE_SECONDS
-        self.turns = Turns()
         self.fixed: dict[str, int] = {}
         self._models: list[Sleepable] = []
         self._held: dict[Sleepable, int] = {}

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
-from itertools import takewhile
 from typing import Any, TypeVar
 
 from app.engine.admission import Limits, split_choices
@@ -28,13 +27,12 @@ from app.engine.detokenizer import text_stream
 from app.engine.engine import LLMEngine, pin_request
 from app.engine.facts import EngineLoad, EngineStats, PromptKeys
 from app.engine.laps import Laps
+from app.engine.pins import Pins, Prefix
 from app.engine.prefix import Label, LabelCount
 from app.engine.request import EngineError, Request, StepOutput, TokenSegment
 from app.engine.tokenizer import Tokenizer
-from app.engine.turns import Turns
 from app.engine.warm import Warm
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
-from app.errors import AppError
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +44,19 @@ T = TypeVar("T")
 class AsyncEngine:
     """start() before use, stop() after, as often as one likes. `healthy` and `reason` are what a readiness check wants.
 
-    turns: of the device, where other engines are on it.  warm: what the next start need not do again.
+    warm: what the next start need not do again.  laps: where the seconds of the last one went.
     """
 
-    def __init__(self, config: EngineConfig, turns: Turns | None = None) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.warm = Warm()
         self.laps = Laps()
         self.given_up: Callable[[], None] = lambda: None  # called when a failed engine is not restarted any more
-        self._turns = turns
         self._down: str | None = "not started"
         self._worker: EngineWorker | None = None
         self._outboxes: dict[str, asyncio.Queue[Outcome]] = {}
         self._ids = itertools.count()
-        self._pins: list[tuple[TokenSegment, ...]] = []
+        self._pins = Pins(config.block_size, self._read, self._keep)
         self._calls: set[asyncio.Future[Any]] = set()
         self._failures: deque[float] = deque()
         self._failure = asyncio.Event()
@@ -152,15 +149,15 @@ class AsyncEngine:
 
         An engine that is stopped computes them when it starts. Raises ValueError where too much would be pinned.
         """
-        pinned = 0 if self._worker is None else await self._pin(tuple(segments))
-        self._pins.append(tuple(segments))
+        prefix = tuple(segments)
+        pinned = 0 if self._worker is None else await self._pins.compute(prefix)
+        self._pins.remember(prefix)
         return pinned
 
     async def forget(self, source_ids: Collection[str]) -> None:
         """Drop all blocks and pins computed from these sources; requests that use them end as "forgotten"."""
         gone = frozenset(source_ids)
-        kept = (tuple(takewhile(lambda s: gone.isdisjoint(s.source_ids), pin)) for pin in self._pins)
-        self._pins = [pin for pin in kept if pin]
+        self._pins.forget(gone)
         if self._worker is None or self._worker.engine is None:
             return  # nothing is in memory, and what is loaded next begins empty
         await self._call(lambda engine, outputs: outputs.extend(engine.forget(gone)))
@@ -216,36 +213,23 @@ class AsyncEngine:
 
     async def _begin(self) -> None:
         self._failure.clear()
-        self._worker = worker = EngineWorker(self.config, self._deliver, self._failed, self.warm, self._turns)
+        self._worker = worker = EngineWorker(self.config, self._deliver, self._failed, self.warm)
         await worker.start()
         self.laps = worker.laps
-        for segments in list(self._pins):
-            await self._pin_again(segments)
+        await self._pins.again()
         self.laps.lap("pins")
         self._down = None
 
-    async def _pin_again(self, segments: tuple[TokenSegment, ...]) -> None:
-        """What does not fit (it was asked for while the engine was stopped, or the pool is another one) is left out."""
-        try:
-            if segments in self._pins:  # else forgotten meanwhile
-                await self._pin(segments)
-        except (ValueError, AppError) as error:
-            log.warning("a prefix is not pinned any more: %s", error)
-            self._pins.remove(segments)
+    async def _read(self, prefix: Prefix) -> None:
+        """Compute what is not in the cache yet."""
+        request = dataclasses.replace(pin_request(prefix), request_id=f"pin#{next(self._ids)}")
+        self.engine.check(request)
+        async with aclosing(self._stream(request)) as deltas:
+            async for _ in deltas:
+                pass
 
-    async def _pin(self, segments: tuple[TokenSegment, ...]) -> int:
-        """Blocks may be evicted between computing and pinning; then once more."""
-        size, pinned = self.config.block_size, 0
-        for _ in range(3):
-            request = dataclasses.replace(pin_request(segments), request_id=f"pin#{next(self._ids)}")
-            self.engine.check(request)
-            async with aclosing(self._stream(request)) as deltas:
-                async for _ in deltas:
-                    pass
-            pinned = await self._call(lambda engine, _: engine.keep(segments))
-            if pinned == len(request.prompt_token_ids) // size * size:
-                break
-        return pinned
+    async def _keep(self, prefix: Prefix) -> int:
+        return await self._call(lambda engine, _: engine.keep(prefix))
 
     async def _call(self, function: Callable[[LLMEngine, list[StepOutput]], T]) -> T:
         """What function returns, called in the engine thread between two steps."""

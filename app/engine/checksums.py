@@ -90,3 +90,8 @@ def _remembered(path: Path) -> str:
     if time.time() - status.st_ctime > _SETTLED_SECONDS:
         _known[path] = stamp, found
     return found
+
+
+def forget_known() -> None:
+    """Hash every file again the next time, as a new process would."""
+    _known.clear()

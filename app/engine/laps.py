@@ -15,7 +15,6 @@ class Laps:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._at
         self._at = now
 
-    @property
-    def total(self) -> float:
-        """Seconds of all stages so far."""
-        return sum(self.seconds.values())
+    def add(self, others: "Laps") -> None:
+        for stage, seconds in others.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

@@ -47,8 +47,8 @@ class Resident:
         self.state = State.ASLEEP
         self.users = self.waiting = self.wakes = 0
         self.awake_since = self.last_used = 0.0
-        self.laps = Laps()
-        """Of the last start, and of what was done before the first."""
+        self.start_seconds: dict[str, float] = {}
+        """Where the time of the last start went, by stage; of the first with what was done before it."""
         self.wake_seconds = 0.0
         """What the last wake took, without the wait for room; before the first a guess by size."""
         self.waking_seconds = 0.0
@@ -57,6 +57,7 @@ class Resident:
         """Why the last wake failed; None once one has succeeded."""
         self.on_change: Callable[[Resident], None] = lambda _: None
         """Called when `state` is another one."""
+        self._laps = Laps()
         self._failed_at = 0.0
         self._waking: asyncio.Task[None] | None = None
         self._loading_since: float | None = None
@@ -69,7 +70,7 @@ class Resident:
 
         Raises whatever finding, checking and loading raise, and ConfigurationError where it could never fit.
         """
-        prepared = await asyncio.to_thread(prepare, self.engine.config, self.laps)
+        prepared = await asyncio.to_thread(prepare, self.engine.config, self._laps)
         self.engine.warm.folder, self.engine.warm.tokenizer = prepared.folder, prepared.tokenizer
         self.num_bytes = prepared.num_bytes
         self.wake_seconds = _START_SECONDS + self.num_bytes / _BYTES_PER_SECOND
@@ -232,7 +233,8 @@ class Resident:
             self._become(State.ASLEEP)
             return
         self.failure, self.wakes = None, self.wakes + 1
-        self.laps.seconds |= self.engine.laps.seconds
+        self._laps.add(self.engine.laps)
+        self.start_seconds, self._laps = self._laps.seconds, Laps()
         self._become(State.AWAKE)
 
     def _nobody_waits(self) -> None:

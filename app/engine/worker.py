@@ -17,7 +17,6 @@ from app.engine.config import EngineConfig
 from app.engine.engine import LLMEngine
 from app.engine.laps import Laps
 from app.engine.request import EngineError, Request, StepOutput
-from app.engine.turns import Turns
 from app.engine.warm import Warm
 from app.errors import AppError
 
@@ -66,7 +65,7 @@ class EngineWorker:
     """Orders in through a plain queue; each step's outputs out in one call_soon_threadsafe.
 
     on_outcomes(list of (request id, output or error)) and on_failure(worker, reason) are called on the loop.
-    turns: of the device, which engines share.  laps: where the seconds of the start went.
+    warm: what is left of the engine before.  laps: where the seconds of the start went.
     """
 
     def __init__(
@@ -75,11 +74,10 @@ class EngineWorker:
         on_outcomes: Callable[[list[tuple[str, Outcome]]], None],
         on_failure: Callable[["EngineWorker", str], None],
         warm: Warm,
-        turns: Turns | None = None,
     ) -> None:
         self.config = config
         self.laps = Laps()
-        self._warm, self._turns = warm, turns or Turns()
+        self._warm = warm
         self.engine: LLMEngine | None = None
         self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._on_outcomes, self._on_failure = on_outcomes, on_failure
@@ -164,8 +162,7 @@ class EngineWorker:
 
     def _step(self, engine: LLMEngine) -> list[StepOutput]:
         steps = engine.stats().steps
-        with self._turns.turn():
-            outputs = engine.step()
+        outputs = engine.step()
         if outputs or engine.stats().steps > steps:
             self._progressed = time.monotonic()
         else:

@@ -78,7 +78,7 @@ def model_state(provider: LocalProvider, gateway: Gateway) -> ModelState:
         last_used=datetime.fromtimestamp(time.time() - ago, UTC) if model.last_used else None,
         wakes=model.wakes,
         wake_seconds=round(model.wake_seconds, 3),
-        start_seconds={stage: round(seconds, 3) for stage, seconds in model.laps.seconds.items()},
+        start_seconds={stage: round(seconds, 3) for stage, seconds in model.start_seconds.items()},
     )
 
 

@@ -2,7 +2,8 @@
 
 A new switchboard is made and its new targets are started beside the old ones; only when all of that has succeeded is
 it put in place. Whatever fails before changes nothing and is kept to be shown. Targets that are gone are closed when
-their last request has ended. Sections other than targets, routes and prices need a restart.
+their last request has ended. A model that is added to [[models]] or taken out of it is a target that is new or gone;
+what the others are told, and sections other than models, targets, routes and prices, need a restart.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from app.errors import AppError, ConfigurationError, Conflict
 from app.gateway import catalog
 from app.gateway.catalog import Stored
 from app.gateway.events import EventBus
+from app.gateway.providers.base import Provider
 from app.gateway.resilience import GuardedTarget
 from app.gateway.service import Gateway
 from app.gateway.switchboard import Switchboard, build
@@ -41,8 +43,11 @@ class Reloader:
         gateway: Gateway,
         stored: Stored,
         events: EventBus,
+        started: Callable[[str, Provider], Awaitable[None]],
     ) -> None:
+        """started: called with every provider that the reloader has started."""
         self._events = events
+        self._started = started
         self.error: str | None = None
         self.loaded_at: datetime = now()
         self.settings = settings
@@ -101,10 +106,11 @@ class Reloader:
         board = build(catalog.overlaid(file, stored.entries), stored.secrets, before)
         started: list[GuardedTarget] = []
         try:
-            for guarded in board.targets.values():
+            for name, guarded in board.targets.items():
                 if guarded not in before.targets.values():
                     started.append(guarded)
                     await guarded.provider.start()
+                    await self._started(name, guarded.provider)
         except Exception as error:
             for guarded in started:
                 await guarded.provider.close()

@@ -109,3 +109,42 @@ def test_every_setting_that_sounds_secret_is_hidden_or_names_a_variable() -> Non
     allowed = {"oidc.client_secret_env", "targets.api_key_env"}  # names of variables, no secrets
     hidden = {name for name in sounding if SECRET.search(name)}
     assert hidden and set(sounding) - hidden - allowed == set()
+
+
+ENGINE = "[engine]\nmodel='one'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[models]]\nname='a'\nmodel='x'\n[[models]]\nname='a'\nmodel='y'", "name of its own"),
+        ("[[models]]\nname='local'\nmodel='x'", "'local' is the model of"),
+        ("[[models]]\nmodel='x'", "name of its own"),
+        ("[[models]]\nname='a'", "'a' names no folder"),
+        ("[[models]]\nname='a'\nmodel='x'\nserved_name='precedent-demo'", "served_name"),
+        ("[[models]]\nname='a'\nmodel='x'\n[[targets]]\nname='a'\nbase_url='http://x/v1'", "name of a model"),
+        ("[[models]]\nname='a'\nmodel='x'\nquality=6", "'a': quality"),
+        ("memory_budget_bytes=-1", "negative"),
+        ("memory_budget_bytes=100\nkv_cache_bytes=101", "kv_cache_bytes alone"),
+        ("memory_budget_bytes=100\n[[models]]\nname='a'\nmodel='x'\nkv_cache_bytes=101", "'a': its kv_cache_bytes"),
+        (
+            "device='cuda'\nkv_cache_bytes=9\n[[models]]\nname='a'\nmodel='x'\nkv_cache_bytes=0",
+            "'a': a model that shares",
+        ),
+    ],
+)
+def test_models_that_make_no_sense_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        load(tmp_path, ENGINE + text)
+
+
+def test_a_model_is_as_the_engine_where_it_does_not_say_otherwise(tmp_path: Path) -> None:
+    own = "max_num_seqs=3\nkv_cache_bytes=7\nchecksums='sums'\ndraft_model='small'\npinned=true\n"
+    further = "[[models]]\nname='two'\nmodel='second'\nkv_cache_bytes=9\nmax_draft_tokens=0\n"
+    settings = load(tmp_path, ENGINE + own + further)
+    one, two = settings.local_models.values()
+    assert list(settings.local_models) == ["local", "two"]
+    assert (two.model, two.served_name, two.max_num_seqs, two.kv_cache_bytes) == ("second", "two", 3, 9)
+    assert (two.checksums, two.draft_model, two.max_draft_tokens, two.pinned) == ("", "", 0, False)
+    assert one.draft_model == "small" and one.pinned
+    assert settings.as_role("gateway").local_models == {}

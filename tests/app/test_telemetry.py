@@ -47,7 +47,7 @@ async def test_one_trace_holds_the_walk(tmp_path: Path, spans: InMemorySpanExpor
     finished = spans.get_finished_spans()
     [request] = [span for span in finished if span.parent is None and "answers" in span.name]
     walked = {span.name for span in finished if span.context.trace_id == request.context.trace_id}
-    in_engine = {"queue", "prefill", "decode", "cache"}  # a fake target has none of these; the cache is off
+    in_engine = {"wake", "queue", "prefill", "decode", "cache"}  # a fake target has none of these; the cache is off
     assert set(WALK) - in_engine <= walked
     assert request.attributes
     assert request.attributes["gen_ai.request.model"] == "quoting"

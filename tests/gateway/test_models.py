@@ -3,9 +3,11 @@
 import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,6 +20,8 @@ from app.asgi import create_app
 from app.config import EngineSettings, ModelSettings, RouteSettings, Settings, TargetSettings
 from app.engine.footprint import footprint
 from app.gateway.controllers_replica import local_engine, local_engines
+from app.gateway.providers import local as providers_local
+from app.gateway.providers.local import LocalProvider
 from app.gateway.providers.local_config import engine_config
 from app.rag.index.embedding import Embedder
 from app.tenants.models import AuditEntry
@@ -169,7 +173,7 @@ async def test_a_model_that_sleeps_is_well_and_shown(narrow: Site, size: int) ->
     assert (found["local"]["held_bytes"], found["two"]["held_bytes"], found["two"]["bytes"]) == (size, 0, size)
     assert found["two"]["routes"] == ["two-or-echo", "fastest", "two"]
     start = found["local"]["start_seconds"]
-    assert {"find", "verify", "config", "tokenizer", "weights", "kv_pool", "warm_up", "pins"} <= start.keys()
+    assert list(start) == ["verify", "weights", "kv_pool", "tokenizer", "warm_up", "pins"]
     listed = (await narrow.client.get("/v1/models", headers=headers)).json()["data"]
     assert {"one", "two"} <= {one["id"] for one in listed}
     state = (await narrow.client.get("/api/v1/engine/state?model=two", headers=headers)).json()
@@ -231,15 +235,13 @@ async def test_a_model_that_is_never_idle_keeps_others_out_but_nobody_hangs(
     async with serving(firm, tmp_path, embedder_bytes + size, max_queue_seconds=0.4) as site:
         headers = await site.headers(scopes=OPERATOR)
         runner = local_engine(site.services.gateway).model.engine.engine.runner
-        inner = runner.run
+        inner, gate = runner.run, threading.Event()
 
-        def slow(schedule: Any) -> Any:
-            import time
-
-            time.sleep(0.01)
+        def held(schedule: Any) -> Any:
+            gate.wait(60)
             return inner(schedule)
 
-        runner.run = slow  # type: ignore[method-assign]
+        runner.run = held  # type: ignore[method-assign]
         endless = asyncio.create_task(chat(site, "one", "x", headers, max_tokens=300))
         while not (await models(site, headers))["local"]["in_use"]:
             await asyncio.sleep(0.01)
@@ -250,6 +252,7 @@ async def test_a_model_that_is_never_idle_keeps_others_out_but_nobody_hangs(
         assert elsewhere.headers["x-precedent-served-by"] == "fake"
         busy = await site.client.post("/api/v1/engine/models/local/sleep", headers=headers)
         assert busy.status_code == 409 and "in flight: 1" in busy.text
+        gate.set()
         assert len(said(await endless)) > 100, "who was there first is not disturbed"
 
 
@@ -281,6 +284,23 @@ async def test_a_model_that_can_never_fit_is_told_at_start(
         reasons = (await site.client.get("/health/ready")).json()["reasons"]
         assert reasons.keys() == {"local", "two"}
         assert f"needs {size:,} bytes of the {embedder_bytes + size - 1:,}" in reasons["local"]
+
+
+async def test_the_log_says_where_the_time_of_a_start_went(
+    firm: Settings, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[dict[str, Any]] = []
+    said = SimpleNamespace(info=lambda event, **facts: lines.append({"event": event, **facts}))
+    monkeypatch.setattr(providers_local, "log", said)
+    provider = LocalProvider(firm.engine, "local")
+    await provider.start()
+    await provider.model.sleep()
+    await provider.close()
+    [awake] = [line for line in lines if line["event"] == "model awake"]
+    stages = ("find", "verify", "config", "tokenizer", "weights", "kv_pool", "warm_up", "pins")
+    assert awake["total_s"] == pytest.approx(sum(awake[f"{stage}_s"] for stage in stages), abs=0.01)
+    assert awake["bytes"] == size
+    assert [line["event"] for line in lines[-2:]] == ["model leaving", "model asleep"] and lines[-1]["used"] == 0
 
 
 async def test_a_target_may_name_its_model(firm: Settings, tmp_path: Path) -> None:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from app.asgi import create_app
 from app.config import Settings
+from app.gateway import reload
 from app.tenants import audit
 from app.tenants.principal import Scope
 from app.tenants.sealing import new_key
 from tests.conftest import Site, listen
+from tests.gateway.test_local import tiny_model
 from tests.gateway.upstream import Exchange, Wire, answering, prepared, upstream
 from tests.gateway.wires import OPENAI_TEXT
 
@@ -220,3 +223,24 @@ async def test_another_replicas_edit_is_seen(place: Place, tmp_path: Path) -> No
         body = {"provider": "fake", "options": "text=edited"}
         assert (await replica.put("/api/v1/targets/one", json=body)).status_code == 200
         await place.until("edited")
+
+
+async def test_a_model_is_added_and_taken_away_without_a_restart(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "GRACE_SECONDS", 0.01)
+    model = (
+        f"[[models]]\nname = 'late'\nmodel = '{tiny_model(tmp_path / 'tiny')}'\nthreads = 1\nkv_cache_bytes = 1000000\n"
+    )
+    place.write(more=model)
+    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    assert (await place.ask("late")).status_code == 200
+    assert 'precedent_engine_awake{precedent_target="late"} 1.0' in (await place.client.get("/metrics")).text
+    [device] = place.site.services.gateway.board.devices.all()
+    assert device.used > 1_000_000
+    place.write()
+    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    assert (await place.ask("late")).status_code == 404
+    async with asyncio.timeout(10):
+        while device.held.keys() - device.fixed.keys():
+            await asyncio.sleep(0.02)

@@ -33,6 +33,8 @@ log = logger(__name__)
 
 # Requests in flight may finish for so long when the process stops.
 DRAIN_SECONDS = 5.0
+# At most so much later somebody who found no room may come back.
+RETRY_SECONDS = 5.0
 # Who waited for the model to wake waits for a seat as long as is left, and so long at least.
 MIN_QUEUE_SECONDS = 0.1
 # Tokenizing more characters than this takes long enough to be worth a thread.
@@ -78,7 +80,7 @@ class LocalProvider:
         from app.gateway.providers.local_request import RequestBuilder
 
         arbiter = self._devices.of(self.settings.device)
-        self._engine = AsyncEngine(engine_config(self.settings), arbiter.turns)
+        self._engine = AsyncEngine(engine_config(self.settings))
         self._resident = Resident(self.name, self._engine, arbiter, pinned=self.settings.pinned)
         self._resident.on_change = self._changed
         await self._resident.open()
@@ -110,8 +112,8 @@ class LocalProvider:
         """An operator sees in the log where a start went, and what was put to sleep."""
         figures = {"bytes": resident.num_bytes, "device": resident.arbiter.device, "used": resident.arbiter.used}
         if resident.state == "awake":
-            seconds = {f"{stage}_s": round(took, 3) for stage, took in resident.laps.seconds.items()}
-            figures |= {**seconds, "total_s": round(resident.wake_seconds, 3)}
+            seconds = {f"{stage}_s": round(took, 3) for stage, took in resident.start_seconds.items()}
+            figures |= {**seconds, "total_s": round(sum(resident.start_seconds.values()), 3)}
         log.info(f"model {resident.state}", model=self.name, **figures)
         self._devices.tell(self.name, resident.state)
 
@@ -163,7 +165,7 @@ class LocalProvider:
             try:
                 await stack.enter_async_context(self.model.use(self.settings.max_queue_seconds or None))
             except TimeoutError:
-                wait = max(1.0, self.model.wake_s())
+                wait = min(RETRY_SECONDS, max(1.0, self.model.wake_s()))
                 raise RateLimited("There was no room for the model in time.", retry_after=wait) from None
             except EngineError as error:
                 raise TransientError(str(error)) from error
