@@ -114,7 +114,8 @@ class _Child:
             env=os.environ | {"PYTHONPATH": paths},
         )  # fmt: skip
         threading.Thread(target=self._listen, name=f"rank {self.rank}", daemon=True).start()
-        self.write(dumps(task))
+        with suppress(OSError):  # it is gone already; its end says why
+            self.write(dumps(task))
 
     def write(self, data: bytes) -> None:
         """Raises OSError where the process is gone."""
