@@ -15,6 +15,7 @@ from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, Select, TypeDecorat
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
@@ -32,6 +33,7 @@ NAMING = {
 # Opening one costs a thread and four pragmas, keeping it next to nothing: against 5, the default, 400 mixed calls of
 # four concurrent callers took 7.9 s of processor time instead of 12.4 (tests/rag/leaks.py).
 SQLITE_CONNECTIONS = 20
+POOL_SECONDS = 30.0
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -93,13 +95,17 @@ async def get_owned(session: AsyncSession, model: type[Owned], tenant_id: UUID, 
 class Database:
     """Owns the connection pool."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, answer_seconds: float | None = None) -> None:
+        """answer_seconds: the longest that PostgreSQL may take to connect or to answer a statement; None: no limit."""
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite and self.url.database and self.url.database != ":memory:":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         in_file = self.is_sqlite and self.url.database not in (None, "", ":memory:")
-        kept = {"pool_size": SQLITE_CONNECTIONS} if in_file else {"pool_pre_ping": not self.is_sqlite}
+        kept: dict[str, Any] = {"pool_size": SQLITE_CONNECTIONS} if in_file else {}
+        if not self.is_sqlite:
+            waits = {"timeout": answer_seconds, "command_timeout": answer_seconds}  # of asyncpg
+            kept = {"pool_pre_ping": True, "pool_timeout": answer_seconds or POOL_SECONDS, "connect_args": waits}
         self.engine: AsyncEngine = create_async_engine(self.url, **kept)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
@@ -111,7 +117,7 @@ class Database:
         try:
             async with self._sessions() as session:
                 yield session
-        except ConnectionError as error:  # the driver's own: none could be made
+        except (ConnectionError, TimeoutError, PoolTimeout) as error:  # the driver's own: none, or not in time
             raise Unavailable("The database does not answer.") from error
         except DBAPIError as error:
             if error.connection_invalidated:  # it broke

@@ -89,7 +89,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     Targets start in the background: until a model is loaded, its routes are served by their fallbacks.
     """
     async with AsyncExitStack() as stack:
-        database = Database(settings.storage.database_url)
+        database = Database(settings.storage.database_url, settings.storage.database_seconds)
         stack.push_async_callback(database.close)
         await migrate.require_current(database)
         services = await _wire(settings, database, stack)

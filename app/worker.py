@@ -40,7 +40,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[JobRunner]:
             "rag.jobs_redis_url for both. An embedded index belongs to one process."
         )
     async with AsyncExitStack() as stack:
-        database = Database(settings.storage.database_url)
+        database = Database(settings.storage.database_url, settings.storage.database_seconds)
         stack.push_async_callback(database.close)
         await migrate.require_current(database)
         jobs = (await open_intake(settings, database, Forgetting(), stack)).jobs

@@ -13,6 +13,7 @@ from app.config.sections import (
     PriceSettings,
     RouteSettings,
     ServerSettings,
+    StorageSettings,
     TargetSettings,
 )
 from app.errors import ConfigurationError
@@ -110,9 +111,11 @@ def validate_limits(limits: LimitSettings, log: LogSettings, targets: tuple[Targ
         raise ConfigurationError("[log] flush_seconds, max_pending and retention_days must be above 0")
 
 
-def validate_server(server: ServerSettings) -> None:
+def validate_server(server: ServerSettings, storage: StorageSettings) -> None:
     if server.role not in ("all", "gateway", "engine"):
         raise ConfigurationError(f"[server] role must be all, gateway or engine, not {server.role!r}")
+    if storage.database_seconds <= 0:
+        raise ConfigurationError("[storage] database_seconds must be above 0")
 
 
 def validate_cache(cache: CacheSettings) -> None:

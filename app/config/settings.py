@@ -104,7 +104,7 @@ class Settings:
         for price in self.prices:
             validate_price(price)
         validate_limits(self.limits, self.log, self.targets)
-        validate_server(self.server)
+        validate_server(self.server, self.storage)
         validate_cache(self.cache)
         validate_identity(self.auth, self.oidc, self.server)
         if not 0 <= self.auth.key_cache_seconds <= 1:

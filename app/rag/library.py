@@ -26,6 +26,7 @@ from app.rag.forget import Forgetting
 from app.rag.index.embedding import Embedder
 from app.rag.index.moving import IndexOpener, MovableIndex
 from app.rag.index.reconcile import Reconciler
+from app.rag.index.refill import Refill
 from app.rag.retrieval.rerank import CrossEncoder
 from app.rag.retrieval.retriever import Retriever
 from app.rag.retrieval.rights import Rights
@@ -68,12 +69,13 @@ class Library:
     relabelling: Relabelling
     pages: Pages
     reconciler: Reconciler
+    refill: Refill
 
     async def start(self, retention_days: int, stack: AsyncExitStack) -> None:
         """Run jobs, put the index right beside the first requests, and let old records go."""
         await self.jobs.start()
         stack.push_async_callback(self.jobs.stop)
-        for work in (self._reconcile(), self._expire(retention_days)):
+        for work in (self._reconcile(), self._expire(retention_days), self.refill.run()):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
 
     async def _reconcile(self) -> None:
@@ -135,6 +137,7 @@ async def open_library(
         hold(reranker.device, reranker.name, reranker.num_bytes)
     search = SearchService(database, Retriever(index, intake.embedder), documents, rights, reranker)
     answer_log = AnswerLog(database)
+    reconciler = Reconciler(database, documents, index, intake.embedder.dimension)
     answers = AnswerService(search, gateway, settings.rag, forgetting, rights, answer_log)
     return Library(
         embedder=intake.embedder,
@@ -150,7 +153,8 @@ async def open_library(
         cases=EvaluationCases(database, documents),
         relabelling=Relabelling(database, rights),
         pages=Pages(database, documents, intake.files),
-        reconciler=Reconciler(database, documents, index, intake.embedder.dimension),
+        reconciler=reconciler,
+        refill=Refill(database, index, reconciler, search, intake.jobs),
     )
 
 

@@ -63,6 +63,14 @@ async def calling(settings: Settings) -> AsyncIterator[Caller]:
         yield Caller(http, app.state.services)
 
 
+@asynccontextmanager
+async def joining(settings: Settings, first: Caller) -> AsyncIterator[Caller]:
+    """Another replica, with the first one's key."""
+    app = create_app(settings)
+    async with listen(app) as url, httpx.AsyncClient(base_url=url, headers=first.http.headers, timeout=60) as http:
+        yield Caller(http, app.state.services)
+
+
 def changed(settings: Settings, section: str, **values: Any) -> Settings:
     return dataclasses.replace(settings, **{section: dataclasses.replace(getattr(settings, section), **values)})
 

@@ -1,6 +1,7 @@
 """SIGTERM, kill -9 and a full disk under load: nothing acknowledged is lost but what docs/gateway.md states."""
 
 import asyncio
+import glob
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 FULL_BYTES = 4 * 2**20
+PER_MINUTE = 20  # requests of one key
 FLUSH_SECONDS = 0.2  # the default of log.flush_seconds
 CONFIG = """
 [storage]
@@ -77,13 +79,13 @@ class Served:
 
 
 @asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[Served]:
+async def served(folder: Path, **variables: str) -> AsyncIterator[Served]:
     file, port = folder / "precedent.toml", free_port()
     file.write_text(CONFIG.format(folder=folder))
     url = f"sqlite+aiosqlite:///{folder}/test.db"
     key = await prepared(Settings(storage=StorageSettings(database_url=url, directory=str(folder))), *Scope)
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, "PRECEDENT_CONFIG": str(file)}, cwd=REPOSITORY)
+    process = subprocess.Popen(command, env={**os.environ, "PRECEDENT_CONFIG": str(file), **variables}, cwd=REPOSITORY)
     headers = {"authorization": f"Bearer {key}"}
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as http:
@@ -152,6 +154,36 @@ async def test_kill_9_under_load_loses_at_most_the_last_batch(tmp_path: Path) ->
         batch = sum(moment > killed_at - 2 * FLUSH_SECONDS for moment in ended)
         assert len(ended) > 3 * batch > 0, "most answers are older than a batch, or this shows nothing"
         assert await server.in_ledger() >= len(ended) - batch
+
+
+async def test_a_clock_that_jumps_ends_no_stream_and_keeps_limits(tmp_path: Path) -> None:
+    """Deadlines, limits and circuits go by the clock that cannot be set; only dates are of the other."""
+    file = tmp_path / "clock"
+    file.write_text("+0")
+    libraries = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+    assert libraries, "install Debian's package faketime"
+    faked = {"LD_PRELOAD": libraries[0], "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1"}
+    limit = {"PRECEDENT_LIMITS_REQUESTS_PER_MINUTE": str(PER_MINUTE)}
+    async with served(tmp_path, **faked, DONT_FAKE_MONOTONIC="1", **limit) as server:
+        asked = 0
+        for jump, seconds in (("+2h", 7200), ("-2h", -7200)):
+            under_way = asyncio.create_task(server.chat(20))
+            await asyncio.sleep(0.3)
+            file.write_text(jump)
+            assert await server.chat(1) and await under_way, jump
+            asked += 3  # the next one included
+            assert abs(await shown_time(server) - time.time() - seconds) < 60, "or nothing has jumped"
+        assert await asyncio.to_thread(server.process.poll) is None
+        answered = [await server.chat(1) for _ in range(PER_MINUTE)]
+        assert answered == [True] * (PER_MINUTE - asked) + [False] * asked, "a jump gives no new minute and takes none away"
+        await asyncio.sleep(3 * FLUSH_SECONDS)
+        assert await server.in_ledger() == len(server.ended) + 2  # which are no streams
+
+
+async def shown_time(server: Served) -> float:
+    """What the server takes the time to be, in seconds since 1970."""
+    made: int = (await server.http.post("/v1/completions", json={"model": "slow", "prompt": "x"})).json()["created"]
+    return made
 
 
 async def versions(url: str) -> int:

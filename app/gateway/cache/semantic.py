@@ -223,7 +223,7 @@ class SemanticCache:
 
     async def _partition(self, tenant_id: UUID, name: str) -> Partition:
         known = self._partitions.get(name)
-        if known is not None and self._clock() - known.read_at < REFRESH_SECONDS:
+        if known is not None and 0 <= self._clock() - known.read_at < REFRESH_SECONDS:
             self._partitions.move_to_end(name)
             return known
         rows = owned(CachedAnswer, tenant_id).where(CachedAnswer.partition == name, CachedAnswer.until > now())

@@ -124,5 +124,11 @@ class VectorIndex(Protocol):
     def optimize(self) -> None:
         """Merge segments and build indexes; the caller decides when (after an ingestion)."""
 
+    def is_gone(self) -> bool:
+        """Whether the store lost everything, its very frame too."""
+
+    def renew(self) -> None:
+        """Make the store anew, empty, where it is gone."""
+
     def close(self) -> None:
         """Flush and release the store; the index cannot be used afterwards."""

@@ -133,6 +133,13 @@ class EdgeIndex:
                 self._shard(kind).optimize()
                 self._shard(kind).flush()
 
+    def is_gone(self) -> bool:
+        """Never: it is this process's own."""
+        return False
+
+    def renew(self) -> None:
+        """Nothing: it was made when it was opened."""
+
     def close(self) -> None:
         """Flush and release the folder. Closing twice is allowed."""
         with self._writing:

@@ -134,6 +134,14 @@ class MovableIndex:
         """Points in the order of their ids, from `after` on, and where the next page starts (None: the end)."""
         return self._current.scan(kind, after, limit)
 
+    def is_gone(self) -> bool:
+        """Whether the index that serves lost everything."""
+        return self._current.is_gone()
+
+    def renew(self) -> None:
+        """Make the index that serves anew, empty, where it is gone."""
+        self._current.renew()
+
     def optimize(self) -> None:
         """Merge segments and build indexes."""
         self._current.optimize()

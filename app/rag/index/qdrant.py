@@ -42,12 +42,12 @@ class QdrantIndex:
         self._bm25 = Bm25()
         self._closed = False
         self._counting = threading.Lock()
+        self._dimension = dimension
         self._client = QdrantClient(
             url=url, api_key=api_key or None, timeout=max(1, round(timeout_seconds)), check_compatibility=False
         )
+        self.renew()
         with _calling():
-            if not self._client.collection_exists(self.collection):
-                self._create(dimension)
             self._require(dimension)
 
     def upsert(self, points: Sequence[IndexPoint]) -> None:
@@ -142,6 +142,18 @@ class QdrantIndex:
         with _calling():
             made = self._client.create_snapshot(self.collection, wait=True)
         return made.name if made else ""
+
+    def is_gone(self) -> bool:
+        """A server that lost its disk comes back without the collection."""
+        self._require_open()
+        with _calling():
+            return not self._client.collection_exists(self.collection)
+
+    def renew(self) -> None:
+        """Make the collection where it is missing."""
+        if self.is_gone():
+            with _calling():
+                self._create(self._dimension)
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database, owned
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.rag.answers.citations import Evidence
 from app.rag.answers.hostile import flags
 from app.rag.documents.chunking import Chunk
@@ -84,6 +84,8 @@ class SearchService:
         rights: Rights,
         reranker: CrossEncoder | None = None,
     ) -> None:
+        self.closed = ""
+        """Why nothing is searched at present."""
         self._database = database
         self._reranker = reranker
         self._rights = rights
@@ -101,8 +103,9 @@ class SearchService:
     ) -> FoundList:
         """The k best passages among what the caller may see, in documents that `where` fits.
 
-        Raises NotFound when a document is named that the caller cannot see.
+        Raises NotFound when a document is named that the caller cannot see, Unavailable while nothing is searched.
         """
+        self._require_open()
         if document_ids:
             await self._require_visible(principal, document_ids)
         if where:
@@ -117,6 +120,7 @@ class SearchService:
         )
         generation = self._rights.generation
         result = await asyncio.to_thread(self._retriever.search, query)
+        self._require_open()  # else it may have read an index that was emptied meanwhile
         found, dropped, routed = await self._fence(await self._rights.now(principal, generation), result)
         timings = dict(result.timings_ms)
         if self._reranker and found:
@@ -155,6 +159,10 @@ class SearchService:
                 evidence = await self._evidence(session, principal, passage)
                 found.append(Found(passage, evidence, document.title, one.section, labels))
             return found
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise Unavailable(self.closed)
 
     async def _require_visible(self, principal: Principal, document_ids: list[UUID]) -> None:
         async with self._database.session() as session:
