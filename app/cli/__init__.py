@@ -3,7 +3,7 @@
 import click
 
 from app import __version__
-from app.cli import documents, evaluation, models, operations, people, quantization, server
+from app.cli import documents, evaluation, models, operations, people, quantization, routes, server
 from app.cli.base import Group
 
 
@@ -18,7 +18,7 @@ COMMANDS: tuple[click.Command, ...] = (
     documents.ask_command, documents.ingest_command, documents.index, documents.forget,
     people.tenant, people.key, people.user, people.audit_group,
     evaluation.evaluate, models.model, quantization.quantize, operations.load, operations.doctor, operations.backup,
-    operations.restore, operations.cost,
+    operations.restore, operations.cost, routes.route,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

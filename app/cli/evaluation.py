@@ -103,11 +103,14 @@ def eval_cache(questions: Path, threshold: float | None, pairs: int, seed: int, 
 @evaluate.command("gate")
 @click.option("--baseline", required=True, type=click.Path(exists=True, path_type=Path), help="What is deployed.")
 @click.option("--candidate", required=True, type=click.Path(exists=True, path_type=Path), help="What would be.")
-def eval_gate(baseline: Path, candidate: Path) -> None:
+@click.option(
+    "--target", default="", help="The target that the candidate's report is of, for `precedent route promote`."
+)
+def eval_gate(baseline: Path, candidate: Path, target: str) -> None:
     """Compare two reports; exit status 1 where the candidate is shown to be worse. Recorded in the audit log."""
     from app.operations import gate
 
     verdicts = gate.compare(gate.read(baseline), gate.read(candidate))
-    with_session(lambda session: gate.record(session, baseline, candidate, verdicts))
+    with_session(lambda session: gate.record(session, baseline, candidate, verdicts, target))
     console.print(gate.table(verdicts))
     sys.exit(1 if any(one.worse for one in verdicts) else 0)

@@ -19,6 +19,7 @@ from app.errors import InvalidRequest
 from app.rag.evaluation.comparison import LEVEL, interval
 from app.tenants import audit
 
+ACTION = "evaluation.gate"  # in the audit log
 Z = 1.96  # of a normal distribution, for LEVEL
 LOWER_IS_BETTER = ("wrong_document_rate", "answerable_refused_rate")
 NO_SCORES = ("n", "queries", "seconds")
@@ -100,16 +101,22 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-async def record(session: AsyncSession, baseline: Path, candidate: Path, verdicts: list[Verdict]) -> None:
-    """Into the audit log, with the files' hashes: which scores let a change pass, or did not."""
+async def record(
+    session: AsyncSession, baseline: Path, candidate: Path, verdicts: list[Verdict], target: str = ""
+) -> None:
+    """Into the audit log, with the files' hashes: which scores let a change pass, or did not.
+
+    target: of which the candidate's report is; `promotion` looks for it.
+    """
     worse = [one.measure for one in verdicts if one.worse]
     detail = {
         "verdict": "refused" if worse else "passed",
         "worse": worse,
+        "target": target,
         "scores": {one.measure: [one.baseline, one.candidate, one.low, one.high] for one in verdicts},
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (baseline, candidate)},
     }
-    await audit.append(session, audit.CLI, "evaluation.gate", f"report:{candidate.name}", None, detail)
+    await audit.append(session, audit.CLI, ACTION, f"report:{candidate.name}", None, detail)
     await session.commit()
 
 

@@ -13,11 +13,13 @@ from sqlalchemy import select
 from app.cli import main
 from app.db import Database
 from app.errors import InvalidRequest
+from app.gateway import catalog
 from app.operations.gate import compare
 from app.rag.evaluation.answer_metrics import AnswerResult, EvalQuestion, GoldSpan, answer_rows, summarise_answers
 from app.rag.evaluation.retrieval_metrics import RetrievalQuery, Snippet, retrieval_rows, summarise
 from app.tenants import audit
 from app.tenants.models import AuditEntry
+from app.tenants.sealing import Sealer
 from tests.rag.test_evaluation import passage
 
 QUESTIONS = 200
@@ -109,4 +111,64 @@ async def test_the_command_ends_with_a_status_and_an_audit_entry(
         rows = await session.scalars(select(AuditEntry).where(AuditEntry.action == "evaluation.gate"))
         assert [row.detail["verdict"] for row in rows] == ["refused", "passed"]
         await audit.verify(session)
+    await database.close()
+
+
+CONFIG = """
+[engine]
+model = ""
+[[targets]]
+name = "old"
+provider = "fake"
+[[targets]]
+name = "new"
+provider = "fake"
+[[routes]]
+model = "house"
+targets = ["old"]
+strategy = "order"
+[[routes]]
+model = "split"
+targets = ["old", "new"]
+strategy = "weight"
+weights = [1, 1]
+"""
+
+
+async def test_a_target_is_promoted_after_its_gate_or_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("precedent.toml").write_text(CONFIG)
+    for name, hits in (("good", 0.9), ("bad", 0.6)):
+        Path(f"{name}.json").write_text(json.dumps(answered(hits)))
+
+    async def run(*arguments: str) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, main, list(arguments))
+
+    async def gate(baseline: str, candidate: str, target: str) -> None:
+        await run(
+            "eval", "gate", "--baseline", f"{baseline}.json", "--candidate", f"{candidate}.json", "--target", target
+        )
+
+    await run("migrate")
+    await gate("bad", "good", "old")
+    refused = await run("route", "promote", "house", "new")
+    assert refused.exit_code == 1 and "No quality gate has let 'new' through" in refused.output
+    await gate("bad", "good", "new")
+    await gate("good", "bad", "new")
+    assert (await run("route", "promote", "house", "new")).exit_code == 1, "the latest one counts"
+    await gate("bad", "good", "new")
+    promoted = await run("route", "promote", "house", "new")
+    assert promoted.exit_code == 0 and "new → old" in promoted.output
+    forced = await run("route", "promote", "house", "old", "--force", "new is down")
+    assert "old → new" in forced.output
+    assert "goes by weight" in (await run("route", "promote", "split", "new")).output
+    for arguments in (("none", "new"), ("house", "none")):
+        assert "There is no" in (await run("route", "promote", *arguments)).output
+    database = Database("sqlite+aiosqlite:///var/precedent.db")
+    stored = await catalog.read_stored(database, Sealer(""))
+    assert [body["targets"] for kind, name, body in stored.entries] == [["old", "new"]]
+    async with database.session() as session:
+        rows = list(await session.scalars(select(AuditEntry).where(AuditEntry.action == "route.promote")))
+        assert [bool(row.detail["gate"]) for row in rows] == [True, False]
+        assert [row.detail["forced"] for row in rows] == ["", "new is down"]
     await database.close()
