@@ -150,7 +150,7 @@ async def test_a_target_is_promoted_after_its_gate_or_by_force(tmp_path: Path, m
         )
 
     await run("migrate")
-    await gate("bad", "good", "old")
+    await gate("bad", "good", "another")
     refused = await run("route", "promote", "house", "new")
     assert refused.exit_code == 1 and "No quality gate has let 'new' through" in refused.output
     await gate("bad", "good", "new")
