@@ -66,6 +66,7 @@ litellm_settings: {{telemetry: false, set_verbose: false}}
 """
 
 
+QUESTION = "Who may terminate the agreement, and how?"
 MASTER = "sk-" + secrets.token_hex(32)
 
 
@@ -128,11 +129,11 @@ def complete(received: bytearray) -> bool:
     return body.endswith(b"0\r\n\r\n")
 
 
-async def load(url: str, key: str, callers: int, seconds: float, *, stream: bool) -> Figure:
-    body = json.dumps({
-        "model": "mock", "max_tokens": 64, "stream": stream,
-        "messages": [{"role": "user", "content": "Who may terminate the agreement, and how?"}],
-    }).encode()  # fmt: skip
+async def load(
+    url: str, key: str, callers: int, seconds: float, *, stream: bool, model: str = "mock", content: str = QUESTION
+) -> Figure:
+    message = {"role": "user", "content": content}
+    body = json.dumps({"model": model, "max_tokens": 64, "stream": stream, "messages": [message]}).encode()
     where = urlsplit(url)
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {where.netloc}\r\nauthorization: Bearer {key}\r\n"
