@@ -43,6 +43,7 @@ from app.engine.device import open_device
 from app.kernels.linear import linear
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_plan import DevicePlan, build_plan, pack, sections, to_device
+from app.kernels.pages import KVPages
 from app.kernels.rejection import rejection_sample
 from app.kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from app.kernels.shared_prefix import SharedRun, never
@@ -167,7 +168,7 @@ class Step:
 
     def run(self, model: Model, tiles: Tiles, *, shared: bool = False) -> Callable[[], Tensor]:
         plan = self.plan(model, tiles, shared=shared)
-        return lambda: paged_attention(self.q, self.k, self.v, plan, model.dim**-0.5, tiles)
+        return lambda: paged_attention(self.q, KVPages(self.k, self.v), plan, model.dim**-0.5, tiles)
 
 
 def make_step(
@@ -290,7 +291,7 @@ def fused_rows(bench: Bench, sizes: Sizes, model: Model) -> list[Row]:
     positions = torch.arange(tokens, dtype=torch.int32, device=bench.device)
     table = bench.randn(tokens, model.dim, dtype=torch.float32)
     k, v = (bench.randn(-(-tokens // PAGE), model.kv_heads, PAGE, model.dim, dtype=dtype) for _ in range(2))
-    stored = qkv, positions, positions.long(), table, table, k, v
+    stored = qkv, positions, positions.long(), table, table, KVPages(k, v)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("rms_norm with residual, ours", lambda: add_rms_norm(stream, change, weight, 1e-6)),
         ("rms_norm with residual, torch", lambda: add_rms_norm_reference(stream, change, weight, 1e-6)),

@@ -217,6 +217,7 @@ class ModelSettings:
     max_num_batched_tokens: int | None = setting(None, "Token budget of one step.")
     max_model_len: int | None = setting(None, "Longest prompt plus output in tokens.")
     kv_cache_bytes: int | None = setting(None, "Memory for its KV cache in bytes.")
+    kv_cache_dtype: str | None = setting(None, "auto or fp8.")
     max_draft_tokens: int | None = setting(None, "Most tokens guessed ahead of a request.")
     draft_model: str | None = setting(None, "Small model that guesses; the one of [engine] is not taken over.")
     max_queue_seconds: float | None = setting(None, "Longest wait until it is awake and has begun with a request.")

@@ -8,6 +8,7 @@ from typing import Literal
 
 LoadFormat = Literal["auto", "dummy"]
 KernelChoice = Literal["auto", "reference", "triton"]
+KVCacheDtype = Literal["auto", "fp8"]
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
@@ -31,6 +32,8 @@ class EngineConfig:
     dtype: "auto", "float32" or "bfloat16"; "auto" takes bfloat16 on a GPU and where the CPU multiplies it natively
         (avx512_bf16 or AMX), else float32.
     block_size: tokens per KV block.  num_blocks: KV blocks; None sizes the pool by `kv_cache_bytes`.
+    kv_cache_dtype: "auto" stores keys and values in `dtype`, "fp8" as e4m3 with a scale per layer and KV head
+        (quant/kv_scales.py), which is half or a quarter of the bytes; computing stays in `dtype`.
     kv_cache_bytes: bytes for the KV pool; None is 512 MiB, never more than max_num_seqs full-length requests.
     max_num_batched_tokens: token budget of one step.  max_num_seqs: requests running at once.
     max_model_len: prompt plus output tokens of one request; None takes the checkpoint's, capped by the pool.
@@ -64,6 +67,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: KVCacheDtype = "auto"
     max_num_batched_tokens: int = 1024
     max_num_seqs: int = 64
     max_model_len: int | None = None
@@ -93,6 +97,8 @@ class EngineConfig:
         self._check_device()
         dtypes = ("auto", "float32", "bfloat16")
         _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, not {self.dtype!r}")
+        pages = ("auto", "fp8")
+        _require(self.kv_cache_dtype in pages, f"kv_cache_dtype must be one of {pages}, not {self.kv_cache_dtype!r}")
         _require(self.load_format in ("auto", "dummy"), f"load_format {self.load_format!r} is not auto or dummy")
         positive = ("block_size", "max_num_batched_tokens", "max_num_seqs")
         for name in (*positive, "tensor_parallel_size", "pipeline_parallel_size"):

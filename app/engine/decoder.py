@@ -60,8 +60,8 @@ class Decoder:
         qkv = self.kernels.linear(x, layer.qkv, layer.qkv_bias).view(-1, heads, dim)
         norms = (layer.q_norm, layer.k_norm) if layer.q_norm is not None and layer.k_norm is not None else None
         out = self.kernels.attend(
-            qkv, rope, norms, spec.rms_norm_eps, cache.keys[i], cache.values[i], batch.kv_rows,
-            batch.plans[spec.windows[i]], dim**-0.5,
+            qkv, rope, norms, spec.rms_norm_eps, cache.layer(i), batch.kv_rows, batch.plans[spec.windows[i]],
+            dim**-0.5,
         )  # fmt: skip
         return self.kernels.linear(out.flatten(1), layer.output, layer.output_bias)
 

@@ -13,6 +13,7 @@ from app.engine.architecture import DecoderSpec, read_spec
 from app.engine.checksums import verify_folder
 from app.engine.config import EngineConfig
 from app.engine.device import open_device
+from app.engine.kv_cache import page_dtype
 from app.engine.laps import Laps
 from app.engine.model import device_of
 from app.engine.parallel.layout import Layout
@@ -57,11 +58,12 @@ def footprint(config: EngineConfig, folder: Path) -> int:
     part = layout.part(spec).spec
     num_blocks, _ = pool_shape(config, part, dtype, draft)
     tokens = num_blocks * config.block_size
-    total = layout.num_ranks * tokens * part.kv_bytes_per_token(dtype)
+    pages = page_dtype(config.kv_cache_dtype, dtype)
+    total = layout.num_ranks * tokens * part.kv_bytes_per_token(pages)
     total += 0 if config.load_format == "dummy" else _weight_bytes(folder, spec, dtype)
     if draft is not None:
         small = read_spec(draft)
-        total += tokens * small.kv_bytes_per_token(dtype) + _weight_bytes(draft, small, dtype)
+        total += tokens * small.kv_bytes_per_token(pages) + _weight_bytes(draft, small, dtype)
     return total
 
 

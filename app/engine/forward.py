@@ -101,8 +101,8 @@ class PagedForward:
         """Every variant that serving can ask for, so that no request waits for a compiler."""
         spec = self._decoder.spec
         shape = KernelShape(
-            spec.num_heads, spec.num_kv_heads, spec.head_dim, self._size, spec.hidden_size, self._cache.keys[0].dtype,
-            self._device.torch,
+            spec.num_heads, spec.num_kv_heads, spec.head_dim, self._size, spec.hidden_size,
+            self._decoder.weights.norm.dtype, self._device.torch, self._cache.keys[0].dtype,
         )  # fmt: skip
         for variant in self._kernels.variants(shape, has_norm=spec.qk_norm, weights=self._decoder.weights.packed()):
             self._compile(variant)

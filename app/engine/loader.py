@@ -13,10 +13,12 @@ from torch import Tensor
 
 from app.engine.architecture import DecoderSpec
 from app.engine.parallel.layout import Cut, Layout, Part
+from app.engine.quant.kv_scales import stored_scales
 from app.engine.quant.layers import PackedLayers, linear_layers
 from app.engine.quant.reading import read_format
 from app.engine.shards import Shards
 from app.kernels.packed import PackedWeight, Weight
+from app.kernels.pages import Scales
 
 
 @dataclass(slots=True)
@@ -39,13 +41,17 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class DecoderWeights:
-    """The whole model; `head` is `embedding` where they are tied. `targets` maps checkpoint names to views."""
+    """The whole model; `head` is `embedding` where they are tied. `targets` maps checkpoint names to views.
+
+    kv_scales: of every layer, where the checkpoint says by what keys and values in 8 bits are divided.
+    """
 
     embedding: Tensor
     norm: Tensor
     head: Weight
     layers: list[LayerWeights]
     targets: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    kv_scales: list[Scales] | None = None
 
     def packed(self) -> list[PackedWeight]:
         """Those that are quantized."""
@@ -73,6 +79,7 @@ def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype, part: Part
     if missing:
         raise ValueError(f"{folder} lacks {len(missing)} tensors, among them {sorted(missing)[0]}")
     weights.targets.clear()
+    weights.kv_scales = stored_scales(shards, part)
     return weights
 
 

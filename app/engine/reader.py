@@ -12,9 +12,11 @@ from app.engine.config import SamplingParams
 from app.engine.decoder import Decoder
 from app.engine.kv_cache import KVCache
 from app.engine.loader import DecoderWeights, load_weights
+from app.engine.quant.kv_scales import measured_scales
 from app.engine.request import Request, Sequence, TokenSegment
 from app.engine.schedule import Schedule, ScheduledRow
 from app.kernels.dispatch import Kernels, ReferenceKernels
+from app.kernels.fp8 import E4M3
 from app.kernels.packed import Weight
 
 _BLOCK = 16
@@ -31,6 +33,14 @@ class Reader:
         self._cache = KVCache.allocate(self.spec, -(-self.longest // _BLOCK), _BLOCK, dtype)
 
     @torch.inference_mode()
+    def keep_in_8_bits(self) -> None:
+        """From now on texts are read with pages as kv_cache_dtype="fp8" has them."""
+        scales = self.weights.kv_scales
+        if scales is None:
+            scales = measured_scales(self._read, self._cache, self.longest, _BLOCK, self.spec.vocab_size)
+        self._cache = KVCache.allocate(self.spec, len(self._cache.keys[0]), _BLOCK, E4M3, scales=scales)
+
+    @torch.inference_mode()
     def logits(self, tokens: list[int], kernels: Kernels | None = None) -> Tensor:
         """float32 [n, vocab]: what follows each of the n tokens."""
         if not 0 < len(tokens) <= self.longest:
@@ -38,11 +48,12 @@ class Reader:
         request = Request("read", (TokenSegment(tokens),), SamplingParams(max_tokens=1))
         seq = Sequence(request, 0, 1)
         seq.block_ids = list(range(-(-len(tokens) // _BLOCK)))
-        batch = build_batch(
-            Schedule([ScheduledRow(seq, 0, len(tokens))], shared_blocks=[0]), block_size=_BLOCK,
-            num_kv_heads=self.spec.num_kv_heads, windows=set(self.spec.windows),
-        )  # fmt: skip
-        batch.last = torch.arange(len(tokens))
+        return self._read(Schedule([ScheduledRow(seq, 0, len(tokens))], shared_blocks=[0]), kernels)
+
+    def _read(self, schedule: Schedule, kernels: Kernels | None = None) -> Tensor:
+        heads, windows = self.spec.num_kv_heads, set(self.spec.windows)
+        batch = build_batch(schedule, block_size=_BLOCK, num_kv_heads=heads, windows=windows)
+        batch.last = torch.arange(len(batch.token_ids))
         return Decoder(self.spec, self.weights, self.longest, kernels).forward(batch, self._cache)
 
     def linear_inputs(self, texts: list[list[int]]) -> list[dict[str, Tensor]]:

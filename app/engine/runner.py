@@ -13,6 +13,7 @@ from app.engine.checksums import verify_folder
 from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder
 from app.engine.device import Device, Download, open_device, upload_all
+from app.engine.kv_cache import page_dtype
 from app.engine.laps import Laps
 from app.engine.loader import DecoderWeights, load_weights
 from app.engine.model import choose_kernels, device_of, on_device, prepare, read_weights
@@ -280,7 +281,8 @@ def pool_shape(
     longest = longest_request(config, spec)
     useful = config.max_num_seqs * -(-longest // config.block_size)
     specs = [spec] if draft is None else [spec, read_spec(draft)]
-    per_block = sum(one.kv_bytes_per_token(dtype) for one in specs) * config.block_size
+    pages = page_dtype(config.kv_cache_dtype, dtype)
+    per_block = sum(one.kv_bytes_per_token(pages) for one in specs) * config.block_size
     budget = budget or config.kv_cache_bytes or DEFAULT_KV_BYTES
     num_blocks = config.num_blocks or min(useful, budget // per_block)
     if num_blocks < 1:

@@ -9,7 +9,7 @@ from app.engine.config import EngineConfig
 from app.engine.decoder import Decoder
 from app.engine.device import Device, kv_budget
 from app.engine.forward import PagedForward
-from app.engine.kv_cache import KVCache
+from app.engine.kv_cache import KVCache, page_dtype
 from app.engine.sampler import SamplingBatch, sample
 from app.engine.token_pool import TokenPool
 from app.kernels.dispatch import TritonKernels
@@ -30,7 +30,7 @@ def pool_budget(
     device.release()
     memory = device.memory()
     assert memory is not None
-    per_token = decoder.spec.kv_bytes_per_token(decoder.weights.embedding.dtype)
+    per_token = decoder.spec.kv_bytes_per_token(page_dtype(config.kv_cache_dtype, decoder.weights.norm.dtype))
     needed = -(-config.max_num_batched_tokens // config.block_size) * config.block_size * per_token
     return kv_budget(replace(memory, peak=peak), config.gpu_memory_utilization, needed)
 
@@ -38,7 +38,7 @@ def pool_budget(
 def _profile(config: EngineConfig, device: Device, decoder: Decoder, kernels: TritonKernels, max_model_len: int) -> int:
     """The most bytes held while everything large ran once, with a single page."""
     device.release()
-    size, dtype = config.block_size, decoder.weights.embedding.dtype
+    size, dtype = config.block_size, page_dtype(config.kv_cache_dtype, decoder.weights.norm.dtype)
     cache = KVCache.allocate(decoder.spec, 1, size, dtype, device.torch)
     forward = PagedForward(
         device, decoder, cache, kernels, TokenPool(config.max_num_seqs, device), max_seqs=config.max_num_seqs,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.kernels import reference
 from app.kernels.packed import PackedWeight, SideBySide, Weight
+from app.kernels.pages import KVPages
 from app.kernels.shared_prefix import never
 from app.kernels.tuning import Tuning, load_tuning
 from app.kernels.variants import KernelShape, Variant
@@ -36,8 +37,8 @@ class Kernels(Protocol):
         """stream += change in place where there is one, then the norm of the stream."""
 
     def attend(
-        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, k_pages: Tensor, v_pages: Tensor,
-        slots: Tensor, plan: Any, scale: float,
+        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, pages: KVPages, slots: Tensor,
+        plan: Any, scale: float,
     ) -> Tensor:  # fmt: skip
         """Norm and turn queries and keys of qkv [T, H + 2K, D], store keys and values, attend -> [T, H, D]."""
 
@@ -57,17 +58,16 @@ class ReferenceKernels:
         return reference.rms_norm(stream if change is None else stream.add_(change), weight, eps)
 
     def attend(
-        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, k_pages: Tensor, v_pages: Tensor,
-        slots: Tensor, plan: Any, scale: float,
+        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, pages: KVPages, slots: Tensor,
+        plan: Any, scale: float,
     ) -> Tensor:  # fmt: skip
-        kv_heads = k_pages.shape[1]
+        kv_heads = pages.keys.shape[1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
         if norms is not None:
             q, k = reference.rms_norm(q, norms[0], eps), reference.rms_norm(k, norms[1], eps)
         cos, sin = rope
         q, k = reference.rotate(q, cos, sin), reference.rotate(k, cos, sin)
-        reference.store_kv(k, v, k_pages, v_pages, slots)
-        return reference.paged_attention(q, k, v, k_pages, v_pages, plan, scale)
+        return reference.attend(q, k, v, pages, slots, plan, scale)
 
 
 class TritonKernels:
@@ -105,12 +105,12 @@ class TritonKernels:
         return self._norm(stream, change, weight, eps)
 
     def attend(
-        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, k_pages: Tensor, v_pages: Tensor,
-        slots: Tensor, plan: Any, scale: float,
+        self, qkv: Tensor, rope: tuple[Tensor, ...], norms: Norms, eps: float, pages: KVPages, slots: Tensor,
+        plan: Any, scale: float,
     ) -> Tensor:  # fmt: skip
         cos, sin, positions = rope
-        q = self._store(qkv, positions, slots, cos, sin, k_pages, v_pages, norms, eps)
-        return self._attention(q, k_pages, v_pages, plan, scale, self.tuning.tiles)
+        q = self._store(qkv, positions, slots, cos, sin, pages, norms, eps)
+        return self._attention(q, pages, plan, scale, self.tuning.tiles)
 
     def variants(self, shape: KernelShape, *, has_norm: bool, weights: Iterable[PackedWeight] = ()) -> list[Variant]:
         """Everything that serving can ask to be compiled. has_norm: of query and key heads.  weights: quantized."""
@@ -126,11 +126,12 @@ class TritonKernels:
 @dataclass(frozen=True, slots=True)
 class Switches:
     """shared_prefix: read a prefix once for several rows, from where the tuning table says that it pays.
-    fused, deterministic: see TritonKernels."""
+    fused, deterministic: see TritonKernels.  fp8_pages: pages are e4m3 codes."""
 
     shared_prefix: bool = False
     fused: bool = True
     deterministic: bool = False
+    fp8_pages: bool = False
 
 
 def choose(
@@ -148,7 +149,7 @@ def choose(
         if switches.deterministic:
             raise ValueError("deterministic=True needs our own kernels: device='cuda', or kernels='triton'")
         return ReferenceKernels()
-    _require_triton(device)
+    _require_triton(device, 89 if switches.fp8_pages else 80)
     tuning = load_tuning(gpu, group, head_dim, dtype)
     use_shared = tuning.use_shared if switches.shared_prefix and not switches.deterministic else never
     # Deterministic: no row counts as decoding, so that all have tiles of one height and keys in one order.
@@ -160,18 +161,18 @@ def choose(
     return kernels
 
 
-def _require_triton(device: torch.device) -> None:
+def _require_triton(device: torch.device, capability: int) -> None:
     if importlib.util.find_spec("triton") is None:
         raise ValueError(
             f"{device} needs the package triton, which is not installed; pip install triton or device='cpu'"
         )
     if device.type == "cuda":
-        _require_driver(device)
+        _require_driver(device, capability)
     elif os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("kernels='triton' need a CUDA device, or TRITON_INTERPRET=1 to be interpreted on the CPU")
 
 
-def _require_driver(device: torch.device) -> None:
+def _require_driver(device: torch.device, capability: int) -> None:
     import triton
 
     try:
@@ -181,4 +182,8 @@ def _require_driver(device: torch.device) -> None:
     if target.backend == "cuda" and target.arch < 80:
         raise ValueError(
             f"the kernels need compute capability 8.0 (Ampere), {device} has {target.arch / 10}; use device='cpu'"
+        )
+    if target.backend == "cuda" and target.arch < capability:
+        raise ValueError(
+            f"kv_cache_dtype='fp8' needs compute capability 8.9 (Ada), {device} has {target.arch / 10}; use 'auto'"
         )

@@ -7,6 +7,9 @@ import triton
 from torch import Tensor
 from triton.compiler import max_shared_mem
 
+from app.kernels.fp8 import E4M3
+from app.kernels.pages import KVPages
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = range(16, 257, 16)
 _DEEP_PIPELINE = 160 * 1024  # bytes of shared memory
@@ -30,6 +33,14 @@ def check_dtype(*tensors: Tensor) -> None:
     if any(tensor.dtype is not dtype for tensor in tensors):
         found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
         raise ValueError(f"kernels take operands of one dtype, not {found}")
+
+
+def check_pages(operand: Tensor, pages: KVPages) -> None:
+    if pages.scales is None:
+        return check_dtype(operand, pages.keys, pages.values)
+    check_dtype(operand)
+    if pages.keys.dtype is not E4M3 or pages.values.dtype is not E4M3:
+        raise ValueError(f"scaled pages hold float8_e4m3fn, not {pages.keys.dtype} and {pages.values.dtype}")
 
 
 def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.kernels.pages import KVPages, numbers, raw
 from app.kernels.plan import AttentionPlan, ContextPart, DecodePart, OwnPart, PrefixPart
 
 _QUERY_BYTES = 512  # as many queries at once as one column of their scores may take: they stay in the L2/L3 cache
@@ -32,15 +33,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def store_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, rows: Tensor) -> None:
     """Write k, v [T, K, D] into pages [N, K, S, D]; rows int64 [T * K] index pages seen as [N * K * S, D]."""
     dim = k.shape[-1]
-    k_pages.view(-1, dim).index_copy_(0, rows, k.reshape(-1, dim))
-    v_pages.view(-1, dim).index_copy_(0, rows, v.reshape(-1, dim))
+    raw(k_pages).view(-1, dim).index_copy_(0, rows, raw(k).reshape(-1, dim))
+    raw(v_pages).view(-1, dim).index_copy_(0, rows, raw(v).reshape(-1, dim))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pages: KVPages, rows: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Store this step's keys and values, and attend. q [T, H, D], k and v [T, K, D], rows as in store_kv -> [T, H, D].
+
+    Of pages in 8 bits, what a chunk has just computed is read as it was stored, so that it does not matter how a
+    prompt was cut. Scales belong to whole heads: queries and results are multiplied instead of every key and value.
+    """
+    k, v = pages.stored(k, v)
+    store_kv(k, v, pages.keys, pages.values, rows)
+    if pages.scales is None:
+        return paged_attention(q, k, v, pages.keys, pages.values, plan, scale)
+    group = q.shape[1] // k.shape[1]
+    key_scale, value_scale = (x.repeat_interleave(group)[:, None] for x in pages.scales)
+    k, v = numbers(k, q.dtype), numbers(v, q.dtype)
+    out = paged_attention(q, k, v, pages.keys, pages.values, plan, key_scale * scale)
+    return out.mul_(value_scale)
 
 
 def paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, plan: AttentionPlan, scale: float
+    q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, plan: AttentionPlan, scale: float | Tensor
 ) -> Tensor:
-    """Attention of one layer and step. q [T, H, D], k and v [T, K, D] of this step, already stored -> [T, H, D]."""
-    q = q * scale
+    """Attention of one layer and step. q [T, H, D], k and v [T, K, D] of this step, already stored -> [T, H, D].
+
+    scale: of scores, one or one for each query head, float32 [H, 1].
+    """
+    q = (q * scale).to(q.dtype)
     out = torch.empty_like(q, dtype=torch.float32 if plan.needs_lse else q.dtype)
     lse = torch.empty(q.shape[:2], dtype=torch.float32) if plan.needs_lse else None
     for own in plan.own:
@@ -187,7 +208,7 @@ def _decode_attention(
     rows, places = part.slots.shape
     heads, dim = q.shape[1:]
     kv_heads, size = k_pages.shape[1:3]
-    k, v = _select(k_pages, part.pages), _select(v_pages, part.pages)
+    k, v = (numbers(_select(x, part.pages), q.dtype) for x in (k_pages, v_pages))
     query = q.index_select(0, part.tokens).view(rows, kv_heads, -1, dim)
     by_page = torch.bmm(query.index_select(0, part.owner).flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
     by_row = by_page.view(len(part.owner), -1).index_select(0, part.slots.flatten())
@@ -206,7 +227,7 @@ def _select(pages: Tensor, which: tuple[int, int] | Tensor) -> Tensor:
 
 def _prefix_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: PrefixPart) -> tuple[Tensor, Tensor]:
     tokens, kv_heads = part.tokens[None], k_pages.shape[1]
-    k, v = (_gathered(x, part.pages[None]) for x in (k_pages, v_pages))
+    k, v = (_gathered(x, part.pages[None], q.dtype) for x in (k_pages, v_pages))
     out, lse = dense_attention(_folded(q, tokens, kv_heads), k, v)
     rows = out.view(kv_heads, len(part.tokens), -1, out.shape[2]).transpose(0, 1).flatten(1, 2)
     return rows, lse.view(kv_heads, len(part.tokens), -1).transpose(0, 1).flatten(1)
@@ -214,7 +235,7 @@ def _prefix_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: PrefixP
 
 def _context_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: ContextPart) -> tuple[Tensor, Tensor]:
     kv_heads = k_pages.shape[1]
-    k, v = (_gathered(x, part.pages) for x in (k_pages, v_pages))
+    k, v = (_gathered(x, part.pages, q.dtype) for x in (k_pages, v_pages))
     mask = None if part.mask is None else part.mask.repeat_interleave(kv_heads, 0)
     if mask is not None and mask.shape[1] > 1:
         mask = mask.repeat_interleave(q.shape[1] // kv_heads, 1)
@@ -223,9 +244,9 @@ def _context_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: Contex
     return _unfolded(out, lse, part.tokens, part.places, kv_heads)
 
 
-def _gathered(pages: Tensor, ids: Tensor) -> Tensor:
-    """pages [N, K, S, D], ids [R, P] -> contiguous [R * K, P * S, D]."""
+def _gathered(pages: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """pages [N, K, S, D], ids [R, P] -> contiguous [R * K, P * S, D] in this dtype."""
     rows, places = ids.shape
     _, kv_heads, size, dim = pages.shape
-    taken = pages.index_select(0, ids.flatten()).view(rows, places, kv_heads, size, dim)
+    taken = numbers(pages.index_select(0, ids.flatten()), dtype).view(rows, places, kv_heads, size, dim)
     return taken.transpose(1, 2).reshape(rows * kv_heads, places * size, dim)

@@ -5,12 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.e4m3 import to_e4m3
 from app.kernels.launch import (
-    check_dtype,
     check_heads,
     check_last_contiguous,
+    check_pages,
+    is_interpreted,
     power_of_two,
 )
+from app.kernels.pages import KVPages, raw
 from app.kernels.reference import rms_norm, rotate
 from app.kernels.variants import KernelShape, Variant
 
@@ -27,11 +30,12 @@ def _normed(low, high, weight, half, used, eps, HALF: tl.constexpr, HEAD_DIM: tl
 
 @triton.jit
 def store_kv_kernel(
-    qkv, positions, slots, cos, sin, q_norm, k_norm, q_out, k_pages, v_pages, eps,
+    qkv, positions, slots, cos, sin, q_norm, k_norm, q_out, k_pages, v_pages, k_scale, v_scale, eps,
     qkv_stride_token, qkv_stride_head, cos_stride, q_stride_token, q_stride_head,
     k_stride_page, k_stride_head, k_stride_slot, v_stride_page, v_stride_head, v_stride_slot,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+    FP8: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = HEAD_DIM // 2
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -72,6 +76,10 @@ def store_kv_kernel(
     key_target = k_pages + page * k_stride_page + kv_head * k_stride_head + within * k_stride_slot
     value_target = v_pages + page * v_stride_page + kv_head * v_stride_head + within * v_stride_slot
     places = half[None, :] + row[:, None] * 0
+    if FP8:
+        key_by, value_by = tl.load(k_scale + kv_head), tl.load(v_scale + kv_head)
+        new_low, new_high = to_e4m3(new_low / key_by, INTERPRETED), to_e4m3(new_high / key_by, INTERPRETED)
+        low, high = to_e4m3(low / value_by, INTERPRETED), to_e4m3(high / value_by, INTERPRETED)
     key_mask, value_mask = used[None, :] & is_key[:, None], used[None, :] & is_value[:, None]
     tl.store(key_target + places, new_low.to(k_pages.dtype.element_ty), mask=key_mask)
     tl.store(key_target + HALF + places, new_high.to(k_pages.dtype.element_ty), mask=key_mask)
@@ -80,48 +88,52 @@ def store_kv_kernel(
 
 
 def store_kv(
-    qkv: Tensor, positions: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, k_pages: Tensor, v_pages: Tensor,
+    qkv: Tensor, positions: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, pages: KVPages,
     norms: tuple[Tensor, Tensor] | None = None, eps: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Turn queries and keys, write keys and values into their pages; returns the turned queries [T, H, D].
 
     qkv: [T, H + 2K, D], query heads first, any strides with contiguous D.  positions: integers [T].  slots: integers
     [T], page * S + place within it.  cos, sin: [L, D] in any float dtype, halves layout,
-    sin negated in its first half (RoFormer, 2104.09864, as Llama lays it out).  k_pages, v_pages: [N, K, S, D],
-    any strides with contiguous D.  norms: weights [D] of an RMSNorm of every query and key head before that
-    (Qwen3).  Arithmetic in float32; values are copied unchanged.
+    sin negated in its first half (RoFormer, 2104.09864, as Llama lays it out).  pages: any strides with contiguous D.
+    norms: weights [D] of an RMSNorm of every query and key head before that (Qwen3).  Arithmetic in float32; values are
+    copied unchanged, or, into pages in 8 bits, divided by their head's scale and rounded.
     """
     tokens, rows, dim = qkv.shape
+    k_pages, v_pages = pages.keys, pages.values
     _, kv_heads, page_size, _ = k_pages.shape
     heads = rows - 2 * kv_heads
     check_heads(heads, kv_heads, dim)
-    check_dtype(qkv, k_pages, v_pages)
+    check_pages(qkv, pages)
     check_last_contiguous(qkv=qkv, k_pages=k_pages, v_pages=v_pages, cos=cos, sin=sin)
     q = torch.empty((tokens, heads, dim), dtype=qkv.dtype, device=qkv.device)
     q_norm, k_norm = norms or (cos, cos)
+    scales = pages.scales or (cos, cos)
     store_kv_kernel[(tokens, kv_heads)](
-        qkv, positions, slots, cos, sin, q_norm, k_norm, q, k_pages, v_pages, eps,
+        qkv, positions, slots, cos, sin, q_norm, k_norm, q, k_pages, v_pages, *scales, eps,
         qkv.stride(0), qkv.stride(1), cos.stride(0), q.stride(0), q.stride(1),
         *k_pages.stride()[:3], *v_pages.stride()[:3],
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=dim, PAGE=page_size, BLOCK_G=power_of_two(heads // kv_heads + 2),
-        BLOCK_HALF=power_of_two(dim // 2), HAS_NORM=norms is not None, num_warps=4 if heads // kv_heads > 2 else 2,
+        BLOCK_HALF=power_of_two(dim // 2), HAS_NORM=norms is not None,
+        FP8=pages.scales is not None, INTERPRETED=is_interpreted(), num_warps=4 if heads // kv_heads > 2 else 2,
     )  # fmt: skip
     return q
 
 
 def store_kv_reference(
-    qkv: Tensor, positions: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, k_pages: Tensor, v_pages: Tensor,
+    qkv: Tensor, positions: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, pages: KVPages,
     norms: tuple[Tensor, Tensor] | None = None, eps: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """The same in plain PyTorch."""
-    _, kv_heads, size, _ = k_pages.shape
+    _, kv_heads, size, _ = pages.keys.shape
     q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
     if norms is not None:
         q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
     c, s = (x.index_select(0, positions.long()).to(qkv.dtype).unsqueeze(1) for x in (cos, sin))
     where = slots.div(size, rounding_mode="floor"), slots % size
-    k_pages.transpose(1, 2)[where] = rotate(k, c, s)
-    v_pages.transpose(1, 2)[where] = v
+    k, v = pages.stored(rotate(k, c, s), v)
+    raw(pages.keys).transpose(1, 2)[where] = raw(k)
+    raw(pages.values).transpose(1, 2)[where] = raw(v)
     return rotate(q, c, s)
 
 
@@ -131,6 +143,6 @@ def variants(shape: KernelShape, has_norm: bool) -> list[Variant]:
         norms = (shape.empty(shape.head_dim), shape.empty(shape.head_dim)) if has_norm else None
         positions, slots = shape.empty(1, dtype=torch.int32), shape.empty(1, dtype=torch.int32)
         table = shape.empty(1, shape.head_dim)
-        store_kv(qkv, positions, slots, table, table, shape.pages(), shape.pages(), norms, 1e-6)
+        store_kv(qkv, positions, slots, table, table, shape.pages(), norms, 1e-6)
 
     return [Variant("store_kv with norms" if has_norm else "store_kv", launch)]

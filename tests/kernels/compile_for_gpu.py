@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from app.kernels import rejection, store_kv
+from app.kernels import paged_attention, rejection, store_kv
 from app.kernels.dispatch import TritonKernels
 from app.kernels.packed import Int4Weight, PackedWeight, ScaledWeight
 from app.kernels.tasks import Tiles
 from app.kernels.tuning import Tuning
-from app.kernels.variants import KernelShape
+from app.kernels.variants import KernelShape, Variant
 
 SHAPES = [(32, 8, 128), (16, 8, 128), (21, 3, 96), (8, 8, 64)]  # query heads, key heads, head size
 HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64",
-    torch.uint8: "*u8", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float8_e4m3fn: "*fp8e4nv", torch.uint8: "*u8", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 
 
@@ -97,12 +98,29 @@ def main(dtypes: list[str], shapes: list[tuple[int, int, int]]) -> None:
         shape = KernelShape(heads, kv_heads, dim, 16, heads * dim, getattr(torch, dtype), torch.device("cpu"))
         kernels = TritonKernels(Tuning(Tiles.of(shape.dtype)), deterministic=True)
         found = kernels.variants(shape, has_norm=False, weights=packed_weights()) + store_kv.variants(shape, True)
-        for variant in found + rejection.variants(shape, 32_000, 4):
-            compiled_kernels.clear()
-            variant.launch()
-            for name, compiled in compiled_kernels:
-                row = {"kernel": name, "variant": variant.name, "shape": [heads, kv_heads, dim], "dtype": dtype}
-                print(json.dumps(row | describe(compiled)), flush=True)
+        report(found + rejection.variants(shape, 32_000, 4), shape, "plain")
+        in_8_bits = replace(shape, page_dtype=torch.float8_e4m3fn)
+        report(
+            store_kv.variants(in_8_bits, False) + paged_attention.variants(in_8_bits, kernels.tuning.tiles),
+            in_8_bits,
+            "fp8",
+        )
+
+
+def report(variants: list[Variant], shape: KernelShape, pages: str) -> None:
+    heads = [shape.num_heads, shape.num_kv_heads, shape.head_dim]
+    for variant in variants:
+        compiled_kernels.clear()
+        variant.launch()
+        for name, compiled in compiled_kernels:
+            row = {
+                "kernel": name,
+                "variant": variant.name,
+                "shape": heads,
+                "dtype": str(shape.dtype)[6:],
+                "pages": pages,
+            }
+            print(json.dumps(row | describe(compiled)), flush=True)
 
 
 if __name__ == "__main__":

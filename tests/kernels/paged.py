@@ -6,18 +6,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.kernels.fp8 import encoded
+from app.kernels.pages import KVPages
 from app.kernels.shared_prefix import SharedRun
 from app.kernels.tasks import PagedRows
 
 
 @dataclass
 class Paged:
-    """Rows with their pages; what no row owns, or owns and has not written, is NaN."""
+    """Rows with their pages; what no row owns, or owns and has not written, is NaN.
+
+    k, v: the numbers; pages: the same as kernels take them.
+    """
 
     rows: PagedRows
     k: Tensor
     v: Tensor
     shared: list[SharedRun]
+    codes: KVPages | None = None
+
+    @property
+    def pages(self) -> KVPages:
+        return self.codes or KVPages(self.k, self.v)
 
     @property
     def lengths(self) -> list[int]:
@@ -48,6 +58,16 @@ def make_pages(
         k, v = both[:, 0], both[:, 1]
     rows = PagedRows(np.array(starts, dtype=np.int32), np.array(counts, dtype=np.int32), table)
     return Paged(rows, k, v, shared)
+
+
+def in_8_bits(paged: Paged) -> Paged:
+    """With a scale of its own for each head, of keys and of values."""
+    heads = paged.k.shape[1]
+    scales = tuple(torch.rand(2, heads, device=paged.k.device) + 0.5)
+    by_head = [scale[:, None, None] for scale in scales]
+    codes = [encoded(x, scale) for x, scale in zip((paged.k, paged.v), by_head, strict=True)]
+    k, v = (x.float() * scale for x, scale in zip(codes, by_head, strict=True))
+    return Paged(paged.rows, k, v, paged.shared, KVPages(*codes, (scales[0], scales[1])))
 
 
 def write(pages: Tensor, table: Tensor, new: Tensor) -> None:

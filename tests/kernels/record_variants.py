@@ -17,6 +17,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from app.engine import EngineConfig, LLMEngine, SamplingParams
+from app.engine.config import KVCacheDtype
 from app.kernels import dispatch
 from app.kernels.tasks import Tiles
 from app.kernels.tuning import Tuning
@@ -48,13 +49,15 @@ def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: A
     recorded.add(specialisation(kernel, args, kwargs))
 
 
-def serve(folder: Path, dtype: str, graphs: bool, fused: bool, deterministic: bool = False) -> dict[str, list[str]]:
+def serve(
+    folder: Path, dtype: str, graphs: bool, fused: bool, deterministic: bool = False, pages: KVCacheDtype = "auto"
+) -> dict[str, list[str]]:
     """Prompts and contexts of all kinds, with and without a shared prefix."""
     recorded.clear()
     settings = EngineConfig(
         folder, dtype=dtype, kernels="triton", num_blocks=200, max_num_seqs=6, max_num_batched_tokens=64, threads=1,
         cuda_graphs=graphs, fused_kernels=fused, shared_prefix_kernel=not deterministic, max_model_len=400,
-        deterministic=deterministic,
+        deterministic=deterministic, kv_cache_dtype=pages,
     )  # fmt: skip
     engine = LLMEngine(settings)
     ahead = set(recorded)
@@ -66,9 +69,10 @@ def serve(folder: Path, dtype: str, graphs: bool, fused: bool, deterministic: bo
     return {"ahead": sorted(ahead), "serving": sorted(recorded), "late": sorted(recorded - ahead)}
 
 
-def main(folder: Path, cases: Iterable[tuple[str, bool, bool] | tuple[str, bool, bool, bool]]) -> None:
+def main(folder: Path, cases: Iterable[tuple[Any, ...]]) -> None:
+    """cases: what serve() takes."""
     JITFunction.run = record
-    dispatch._require_triton = lambda device: None
+    dispatch._require_triton = lambda device, capability: None
     tiles = Tiles(split=32, shared_split=32, narrow=16, block_n=16, block_wide=32, block_shared=16)
     dispatch.load_tuning = lambda *args: Tuning(tiles, lambda tokens, keys: True)
     for case in cases:
@@ -78,8 +82,8 @@ def main(folder: Path, cases: Iterable[tuple[str, bool, bool] | tuple[str, bool,
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     every = itertools.product(("float32", "bfloat16"), (False, True), (False, True))
-    calm = ("bfloat16", False, True, True)
-    cases = [("bfloat16", True, True), calm] if quick else [*every, calm]
+    special = [("bfloat16", False, True, True), ("bfloat16", True, True, False, "fp8")]
+    cases = [("bfloat16", True, True), *special] if quick else [*every, *special]
     if "--quantized" in sys.argv:  # the deterministic mode runs plain weights only
         cases = [("bfloat16", True, True)]
     main(Path(sys.argv[1]), cases)

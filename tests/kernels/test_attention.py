@@ -9,7 +9,9 @@ from app.engine.batch import build_batch
 from app.engine.prefix import prefix_groups
 from app.engine.request import Request, Sequence, TokenSegment
 from app.engine.schedule import Schedule, ScheduledRow
-from app.kernels.reference import dense_attention, merge_lse, paged_attention, rotate, store_kv
+from app.kernels.fp8 import E4M3, LARGEST, encoded, widened
+from app.kernels.pages import KVPages
+from app.kernels.reference import attend, dense_attention, merge_lse, paged_attention, rotate, store_kv
 
 SIZE = 4
 # (context length, tokens of this step, leading blocks taken from the shared ones)
@@ -92,3 +94,35 @@ def test_rotate_turns_pairs_of_halves() -> None:
     first, second = x.chunk(2, -1)
     wanted = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
     torch.testing.assert_close(rotate(x, torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)), wanted)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pages_in_8_bits_are_the_numbers_that_their_codes_stand_for(dtype: torch.dtype, window: int | None) -> None:
+    torch.manual_seed(0)
+    heads, kv_heads, dim = 4, 2, 16
+    rows, num_blocks = make_rows(scattered=True)
+    groups, covered = prefix_groups([row.seq.block_ids[: row.start // SIZE] for row in rows])
+    batch = build_batch(Schedule(rows, groups, covered), block_size=SIZE, num_kv_heads=kv_heads, windows={window})
+    used = sorted({block for row in rows for block in row.seq.block_ids})
+    scales = torch.tensor([0.5, 2.0]), torch.tensor([0.125, 1.0])
+    codes = torch.zeros(2, num_blocks, kv_heads, SIZE, dim).to(E4M3)
+    codes.view(torch.uint8)[:, used] = torch.randn(2, len(used), kv_heads, SIZE, dim).to(E4M3).view(torch.uint8)
+    tokens = sum(row.num_tokens for row in rows)
+    q, k, v = (torch.randn(tokens, n, dim).to(dtype) for n in (heads, kv_heads, kv_heads))
+    pages = KVPages(codes[0], codes[1], scales)
+    out = attend(q, k, v, pages, batch.kv_rows, batch.plans[window], dim**-0.5)
+    numbers = tuple(x.float() * scale[:, None, None] for x, scale in zip(codes, scales, strict=True))
+    tolerance = {"atol": 2e-6, "rtol": 2e-5} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    wanted = naive(q.float(), numbers, rows, window, dim**-0.5)  # with this step's own keys and values as stored
+    torch.testing.assert_close(out.double(), wanted, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_code_is_widened_exactly(dtype: torch.dtype) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(E4M3)
+    known = ~codes.float().isnan()
+    assert int(known.sum()) == 254
+    assert torch.equal(widened(codes, dtype)[known], codes.to(dtype)[known])
+    assert torch.equal(encoded(widened(codes, torch.float32)[known], torch.tensor(1.0)).float(), codes.float()[known])
+    assert float(encoded(torch.tensor(1e9), torch.tensor(1.0))) == LARGEST

@@ -13,6 +13,7 @@ from app.kernels import dispatch
 from app.kernels.dispatch import ReferenceKernels, Switches, TritonKernels, choose
 from app.kernels.paged_attention import paged_attention, variants
 from app.kernels.paged_plan import build_plan, to_device
+from app.kernels.pages import KVPages
 from app.kernels.shared_prefix import Cutover, never
 from app.kernels.store_kv import store_kv
 from app.kernels.tasks import Tiles
@@ -76,17 +77,17 @@ def test_an_unsupported_head_size_is_refused_at_the_start_and_by_the_launcher(de
     paged = make_pages([3], [1], kv_heads=1, dim=24, size=16, dtype=torch.float32, device=device)
     plan = to_device(build_plan(paged.rows, group=2, tiles=Tiles()), lambda x: x.to(device))
     with pytest.raises(ValueError, match="head size 24 is not supported"):
-        paged_attention(torch.zeros(1, 2, 24, device=device), paged.k, paged.v, plan, 1.0, Tiles())
+        paged_attention(torch.zeros(1, 2, 24, device=device), paged.pages, plan, 1.0, Tiles())
     empty = torch.zeros(1, 4, 24, device=device)
     with pytest.raises(ValueError, match="head size 24 is not supported"):
-        store_kv(empty, empty, empty, empty, empty, paged.k, paged.v)
+        store_kv(empty, empty, empty, empty, empty, paged.pages)
 
 
 def test_unsupported_dtypes_and_layouts_are_refused(device: torch.device) -> None:
     paged = make_pages([3], [1], kv_heads=1, dim=64, size=16, dtype=torch.float32, device=device)
     plan = to_device(build_plan(paged.rows, group=2, tiles=Tiles()), lambda x: x.to(device))
     q = torch.zeros(1, 2, 64, device=device)
-    for given, sentence in (
+    for (query, keys, values), sentence in (
         ((q.double(), paged.k.double(), paged.v.double()), "^kernels take float32, float16, bfloat16, not float64$"),
         ((q.half(), paged.k, paged.v), "^kernels take operands of one dtype, not float16, float32, float32$"),
         (
@@ -99,7 +100,7 @@ def test_unsupported_dtypes_and_layouts_are_refused(device: torch.device) -> Non
         ),
     ):
         with pytest.raises(ValueError, match=sentence):
-            paged_attention(*given, plan, 1.0, Tiles())
+            paged_attention(query, KVPages(keys, values), plan, 1.0, Tiles())
 
 
 def test_tuning_is_found_by_gpu_and_shape_alone(tmp_path: Path) -> None:

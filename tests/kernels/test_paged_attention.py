@@ -11,13 +11,13 @@ from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_plan import PagedPlan, build_plan, to_device
 from app.kernels.shared_prefix import Cutover, never
 from app.kernels.tasks import DIRECT, PagedRows, Tiles
-from tests.kernels.paged import Paged, definition, make_pages
+from tests.kernels.paged import Paged, definition, in_8_bits, make_pages
 from tests.kernels.sweep import DTYPES, TOLERANCE, full, name, pairwise
 
 SPLIT = 32
 TILES = Tiles(split=SPLIT, shared_split=SPLIT, narrow=64, block_n=16, block_wide=64, block_shared=32)
 LONG = 41
-PARAMETERS = {
+PARAMETERS: dict[str, list[Any]] = {
     "group": [1, 2, 3, 4, 5, 6, 7, 8],
     "dim": [64, 96, 128],
     "page": [16, 32],
@@ -27,6 +27,7 @@ PARAMETERS = {
     "dtype": list(DTYPES),
     "window": [None, 12, 40],
     "strided": [False, True],
+    "pages": ["plain", "fp8"],
 }
 CROSSED = ("group", "dim", "q_len")
 RUNS: dict[str, list[tuple[list[int], int]]] = {
@@ -43,7 +44,7 @@ def always(tokens: int, keys: int) -> bool:
 def run(paged: Paged, q: Tensor, *, window: int | None = None, tiles: Tiles = TILES, shared: Any = always) -> Tensor:
     group = q.shape[1] // paged.k.shape[1]
     plan = build_plan(paged.rows, group=group, tiles=tiles, window=window, shared=paged.shared, use_shared=shared)
-    return paged_attention(q, paged.k, paged.v, to_device(plan, lambda x: x.to(q.device)), q.shape[2] ** -0.5, tiles)
+    return paged_attention(q, paged.pages, to_device(plan, lambda x: x.to(q.device)), q.shape[2] ** -0.5, tiles)
 
 
 def queries(paged: Paged, group: int, strided: bool = False) -> Tensor:
@@ -70,6 +71,8 @@ def check(case: dict[str, Any], device: torch.device) -> None:
         device=device, runs=sharing, strided=case["strided"],
     )  # fmt: skip
     q = queries(paged, case["group"], case["strided"])
+    if case["pages"] == "fp8":
+        paged = in_8_bits(paged)
     out = run(paged, q, window=case["window"])
     wanted = definition(q, paged, case["dim"] ** -0.5, case["window"])
     assert out.dtype is dtype

@@ -8,7 +8,7 @@ from app.engine.arbiter import Devices
 
 if TYPE_CHECKING:
     from app.engine import EngineConfig
-    from app.engine.config import KernelChoice
+    from app.engine.config import KernelChoice, KVCacheDtype
 
 __all__ = ["Devices", "engine_config"]
 
@@ -27,6 +27,7 @@ def engine_config(s: EngineSettings) -> "EngineConfig":
         max_num_batched_tokens=s.max_num_batched_tokens,
         max_model_len=s.max_model_len or None,
         kv_cache_bytes=s.kv_cache_bytes or None,
+        kv_cache_dtype=cast("KVCacheDtype", s.kv_cache_dtype),
         gpu_memory_utilization=s.gpu_memory_utilization,
         kernels=cast("KernelChoice", s.kernels),
         fused_kernels=s.fused_kernels,
