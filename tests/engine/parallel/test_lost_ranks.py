@@ -104,13 +104,14 @@ def test_a_rank_that_cannot_load_says_why(llama: Path, tmp_path: Path, monkeypat
     assert [process.poll() for process in started] == [1]
 
 
-def test_ranks_end_with_a_process_that_is_killed(llama: Path) -> None:
+def test_ranks_end_with_a_process_that_is_killed(llama: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time; from tests.engine.conftest import config; from app.engine import LLMEngine; "
         "engine = LLMEngine(config(sys.argv[1], tensor_parallel_size=2)); "
         "print(*(c.process.pid for c in engine.runner.ranks._children), flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, llama], stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
+    command, env = [sys.executable, "-c", code, llama], os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, env=env) as parent:
         assert parent.stdout is not None
         rank = int(parent.stdout.readline())
         assert alive(rank)
