@@ -6,7 +6,7 @@ ONESHOT ?=
 # What the console is built from; `pip install` builds it.
 CONSOLE := $(shell find app/console/web -name node_modules -prune -o -type f -print 2>/dev/null)
 
-.PHONY: run test check lint format types clean
+.PHONY: run test check lint format types audit clean
 
 run: .venv/.installed
 	@$(BIN)/precedent demo $(if $(ONESHOT),--oneshot)
@@ -46,6 +46,13 @@ types: .venv/.installed-dev
 .venv/.installed-dev: .venv/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Known vulnerabilities of what constraints.txt names, by PyPI's advisories; what those do not know is listed as skipped.
+audit: .venv/.installed-dev
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && \
+		.venv/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3'; }
+	$(BIN)/python -m pip check
+	.venv/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off
 
 clean:
 	rm -rf .venv var
