@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.config import REPOSITORY
-from app.engine import EngineConfig
-from app.engine.checksums import read_sums, verify, write_sums
+from app.engine import EngineConfig, checksums
+from app.engine.checksums import read_sums, sha256, verify, verify_folder, write_sums
 from app.engine.runner import ModelRunner
 
 DEMO = REPOSITORY / "demo" / "model"
@@ -66,3 +66,25 @@ def test_a_list_elsewhere_overrules_the_folders_own(folder: Path, tmp_path: Path
 def test_a_revision_needs_a_hub_model(folder: Path) -> None:
     with pytest.raises(ValueError, match="revision 'main' is of a hub model"):
         start(folder, revision="main")
+
+
+def test_a_file_is_read_again_only_after_it_has_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has just changed is read every time; here even that counts as settled."""
+    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -1.0)
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(checksums, "sha256", counted)
+    verify_folder(folder)
+    assert set(read) == set(read_sums(folder / "SHA256SUMS"))
+    read.clear()
+    verify_folder(folder)
+    assert read == []
+    config = folder / "config.json"
+    config.write_bytes(config.read_bytes()[:-1] + b" ")
+    with pytest.raises(ValueError, match=r"config\.json does not match"):
+        verify_folder(folder)
+    assert read == ["config.json"]

@@ -15,6 +15,7 @@ from app.engine.arbiter import DeviceArbiter
 from app.engine.checksums import write_sums
 from app.engine.footprint import footprint
 from app.engine.resident import Resident, State
+from app.engine.runner import ModelRunner
 from app.errors import ConfigurationError, Conflict
 from tests.engine.conftest import config, make_model, prompts
 from tests.engine.test_async_engine import collect, explode, request, until
@@ -49,11 +50,13 @@ class Crowd:
     def __init__(self, arbiter: DeviceArbiter, models: list[Resident]) -> None:
         self.arbiter, self.models = arbiter, models
         self.most = 0
+        self._seen: set[ModelRunner] = set()  # also those of engines that are gone: a reference keeps no memory
 
     def measured(self) -> int:
         """Bytes of tensors that are there in fact, whatever the arbiter believes."""
         engines = [model.engine._worker.engine for model in self.models if model.engine._worker is not None]
-        return sum(engine.runner.num_bytes() for engine in engines if engine is not None)
+        self._seen |= {engine.runner for engine in engines if engine is not None}
+        return sum(runner.num_bytes() for runner in self._seen)
 
     async def watch(self) -> None:
         while True:
@@ -286,6 +289,21 @@ def test_an_abort_storm_leaves_nobody_waiting(folders: list[Path], size: int) ->
             assert crowd.arbiter.used == crowd.measured() <= 2 * size and not crowd.arbiter._queue.locked()
             for index in range(3):
                 assert len(await crowd.ask(index, [1, 2])) == 6
+
+    play(scenario)
+
+
+def test_a_request_that_comes_while_its_model_leaves_wakes_it_again(folders: list[Path], size: int) -> None:
+    async def scenario() -> None:
+        async with opened(folders[:1], size) as crowd:
+            states: list[str] = []
+            crowd.models[0].on_change = lambda model: states.append(model.state)
+            leaving = asyncio.create_task(crowd.models[0].sleep())
+            await asyncio.sleep(0)
+            assert crowd.models[0].state is State.LEAVING
+            assert len(await crowd.ask(0, [1, 2])) == 6
+            await leaving
+            assert states == ["leaving", "waking", "awake"] and crowd.measured() == size
 
     play(scenario)
 
