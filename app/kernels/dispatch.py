@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels import reference
-from app.kernels.packed import PackedWeight, SideBySide, Weight
+from app.kernels.packed import PackedWeight, ScaledWeight, SideBySide, Weight
 from app.kernels.pages import KVPages
 from app.kernels.shared_prefix import never
 from app.kernels.tuning import Tuning, load_tuning
@@ -78,11 +78,12 @@ class TritonKernels:
     """
 
     def __init__(self, tuning: Tuning, *, fused: bool = True, deterministic: bool = False) -> None:
-        from app.kernels import linear, packed_linear, paged_attention, rms_norm, store_kv
+        from app.kernels import linear, packed_linear, paged_attention, rms_norm, scaled_linear, store_kv
 
         self.tuning, self.fused, self.deterministic = tuning, fused, deterministic
         self._linear = linear.linear if deterministic else F.linear
         self._packed, self._suits = packed_linear.packed_linear, packed_linear.suits
+        self._scaled, self._suits_unit = scaled_linear.scaled_linear, scaled_linear.suits
         self._attention = paged_attention.paged_attention
         self._store = store_kv.store_kv if fused else store_kv.store_kv_reference
         self._norm = rms_norm.add_rms_norm if fused else rms_norm.add_rms_norm_reference
@@ -96,6 +97,8 @@ class TritonKernels:
     def _packed_linear(self, x: Tensor, weight: PackedWeight) -> Tensor:
         if isinstance(weight, SideBySide):
             return torch.cat([self.linear(x, part) for part in weight.parts], -1)
+        if isinstance(weight, ScaledWeight) and self._suits_unit(weight, x.dtype):
+            return self._scaled(x, weight)
         return self._packed(x, weight) if self._suits(weight) else weight.matmul(x)
 
     def rope(self, cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
@@ -114,10 +117,11 @@ class TritonKernels:
 
     def variants(self, shape: KernelShape, *, has_norm: bool, weights: Iterable[PackedWeight] = ()) -> list[Variant]:
         """Everything that serving can ask to be compiled. has_norm: of query and key heads.  weights: quantized."""
-        from app.kernels import linear, merge_lse, packed_linear, paged_attention, rms_norm, store_kv
+        from app.kernels import linear, merge_lse, packed_linear, paged_attention, rms_norm, scaled_linear, store_kv
 
         found = paged_attention.variants(shape, self.tuning.tiles) + merge_lse.variants(shape)
-        found += packed_linear.variants(shape, weights)
+        weights = list(weights)
+        found += packed_linear.variants(shape, weights) + scaled_linear.variants(shape, weights)
         if self.fused:
             found += store_kv.variants(shape, has_norm) + rms_norm.variants(shape)
         return found + (linear.variants(shape) if self.deterministic else [])

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.kernels.fp8 import E4M3, LARGEST, encoded, widened
+
 _CHUNK = 1 << 21  # elements of a weight written out at once: what is read again is still in the cache
+_FP8_TILE = 1 << 20  # elements: 2 MB as they are multiplied
 INT4_GROUPS = (32, 64, 128, 256)  # columns per scale that torch's packed product takes
 
 
@@ -105,20 +108,21 @@ class Activations:
     def quantize(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Codes [n, K] of this dtype, and float32 scales that broadcast over them seen as [n, G, K / G]."""
         grouped = _by_group(x.float(), self._groups(x))
-        top = 448.0 if dtype is torch.float8_e4m3fn else 127.0
+        top = LARGEST if dtype is E4M3 else 127.0
         if self.scale is None:
             largest = grouped.abs().amax(-1, keepdim=True)
             scales = (largest if self.bound is None else largest.clamp(max=self.bound)) / top
             scales = scales.clamp(min=torch.finfo(torch.float32).eps)
         else:
             scales = self.scale.view(1, 1, 1)
-        codes = grouped / scales
-        codes = codes.clamp(-448.0, 448.0) if dtype is torch.float8_e4m3fn else codes.round().clamp(-128, 127)
-        return codes.to(dtype).flatten(1), scales
+        if dtype is E4M3:
+            return encoded(grouped, scales).flatten(1), scales
+        return (grouped / scales).round().clamp(-128, 127).to(dtype).flatten(1), scales
 
     def rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         codes, scales = self.quantize(x, dtype)
-        return (_by_group(codes.float(), self._groups(x)) * scales).flatten(1).to(x.dtype)
+        numbers = widened(codes, torch.float32) if dtype is E4M3 else codes.float()
+        return (_by_group(numbers, self._groups(x)) * scales).flatten(1).to(x.dtype)
 
     def _groups(self, x: Tensor) -> int:
         return 1 if self.group is None else x.shape[1] // self.group
@@ -144,8 +148,9 @@ class ScaledWeight:
         return self.codes.shape[0], self.codes.shape[1]
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        codes, scales = self.codes[start:end].to(dtype), self.scales[start:end].to(dtype)
-        return (_by_group(codes, scales.shape[1]) * scales[..., None]).flatten(1)
+        codes, scales = self.codes[start:end], self.scales[start:end].to(dtype)
+        numbers = widened(codes, dtype) if codes.dtype is E4M3 else codes.to(dtype)
+        return (_by_group(numbers, scales.shape[1]) * scales[..., None]).flatten(1)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         return self.rows(0, len(self.codes), torch.float32).to(dtype)
@@ -158,7 +163,17 @@ class ScaledWeight:
             x = self.activations.rounded(x, self.codes.dtype)
         elif self._suits_torch(x):
             return torch._weight_int8pack_mm(x, self.codes, self.scales[:, 0].to(x.dtype))
+        if self.codes.dtype is E4M3 and self.scales.shape[1] == 1 and x.dtype is torch.bfloat16:
+            return self._fp8_matmul(x)
         return _matmul_by_rows(self, x)
+
+    def _fp8_matmul(self, x: Tensor) -> Tensor:
+        """Widened in tiles that stay in the cache; a row's scale is multiplied to what comes of it."""
+        out = x.new_empty(len(x), len(self.codes))
+        step = max(1, _FP8_TILE // self.codes.shape[1])
+        for start in range(0, len(self.codes), step):
+            out[:, start : start + step] = x @ widened(self.codes[start : start + step], x.dtype).T
+        return (out * self.scales[:, 0]).to(x.dtype)
 
     def _suits_torch(self, x: Tensor) -> bool:
         """Faster than writing rows out up to some 32 rows (benchmarks/quantization.py); torch has it in bfloat16."""

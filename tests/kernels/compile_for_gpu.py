@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from app.kernels import paged_attention, rejection, store_kv
 from app.kernels.dispatch import TritonKernels
-from app.kernels.packed import Int4Weight, PackedWeight, ScaledWeight
+from app.kernels.packed import Activations, Int4Weight, PackedWeight, ScaledWeight
 from app.kernels.tasks import Tiles
 from app.kernels.tuning import Tuning
 from app.kernels.variants import KernelShape, Variant
@@ -89,7 +89,9 @@ def packed_weights() -> list[PackedWeight]:
     """Of 4 and 8 bits, in groups of both kinds."""
     codes, row = torch.zeros(64, 256, dtype=torch.int8), torch.ones(64, 1)
     grouped = [torch.ones(64, 256 // group, dtype=torch.float16) for group in (32, 128)]
-    return [ScaledWeight(codes, row), *(Int4Weight.of(codes, scales, scales) for scales in grouped)]
+    by_row = ScaledWeight(codes.to(torch.float8_e4m3fn), row, Activations())
+    static = ScaledWeight(by_row.codes, row, Activations(torch.tensor(1.0)))
+    return [by_row, static, ScaledWeight(codes, row), *(Int4Weight.of(codes, scales, scales) for scales in grouped)]
 
 
 def main(dtypes: list[str], shapes: list[tuple[int, int, int]]) -> None:

@@ -30,6 +30,7 @@ def check(rows: list[dict[str, Any]]) -> None:
         "linear_kernel",
         "int4_linear_kernel",
         "int8_linear_kernel",
+        "quantize_rows_kernel",
     }
     assert {row["kernel"] for row in rows} == kernels
     for row in rows:
