@@ -21,8 +21,8 @@ import msgspec
 from app.errors import ConfigurationError
 
 WORDS = [
-    "party", "term", "notice", "fee", "clause", "tenant", "lease", "consent", "breach", "remedy", "court", "law", "state",
-    "date", "month", "year", "right", "duty",
+    "party", "term", "notice", "fee", "clause", "tenant", "lease", "consent", "breach", "remedy", "court", "law",
+    "state", "date", "month", "year", "right", "duty",
 ]  # fmt: skip
 TIMEOUT_SECONDS = 120.0
 Progress = Callable[[str], None]
