@@ -175,7 +175,9 @@ async def test_a_clock_that_jumps_ends_no_stream_and_keeps_limits(tmp_path: Path
             assert abs(await shown_time(server) - time.time() - seconds) < 60, "or nothing has jumped"
         assert await asyncio.to_thread(server.process.poll) is None
         answered = [await server.chat(1) for _ in range(PER_MINUTE)]
-        assert answered == [True] * (PER_MINUTE - asked) + [False] * asked, "a jump gives no new minute and takes none away"
+        assert answered == [True] * (PER_MINUTE - asked) + [False] * asked, (
+            "a jump gives no new minute and takes none away"
+        )
         await asyncio.sleep(3 * FLUSH_SECONDS)
         assert await server.in_ledger() == len(server.ended) + 2  # which are no streams
 

@@ -14,9 +14,11 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+from click.testing import CliRunner
 from sqlalchemy import select
 
 from app.asgi import create_app
+from app.cli import main
 from app.config import EngineSettings, ModelSettings, RouteSettings, Settings, TargetSettings
 from app.engine.footprint import footprint
 from app.gateway.controllers_replica import local_engine, local_engines
@@ -207,6 +209,19 @@ async def test_operators_send_models_to_sleep_and_wake_them(narrow: Site) -> Non
         done = [(entry.action, entry.object, entry.actor[:4]) for entry in await session.scalars(query)]
     assert done == [("model.wake", "model:two", "key:"), ("model.sleep", "model:two", "key:")]
     said(await chat(narrow, "one", "x", headers))
+
+
+async def test_the_command_line_shows_the_same(narrow: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = await narrow.headers(scopes=OPERATOR)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRECEDENT_URL", str(narrow.client.base_url))
+    monkeypatch.setenv("PRECEDENT_KEY", headers["authorization"].removeprefix("Bearer "))
+    asked = ["model", "list", "--live"]
+    listed = await asyncio.to_thread(CliRunner().invoke, main, [*asked, "--json"])
+    serving = {one["name"]: one["state"] for one in json.loads(listed.output)["serving"]["models"]}
+    assert serving == {name: one["state"] for name, one in (await models(narrow, headers)).items()}
+    shown = (await asyncio.to_thread(CliRunner().invoke, main, asked)).output
+    assert "two" in shown and "asleep" in shown
 
 
 async def test_routing_knows_that_waking_takes_time(narrow: Site) -> None:
