@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from app.engine.allocator import returning_memory
 from app.engine.architecture import DecoderSpec
 from app.engine.parallel.layout import Cut, Layout, Part
 from app.engine.quant.kv_scales import stored_scales
@@ -64,7 +65,11 @@ def load_weights(folder: Path, spec: DecoderSpec, dtype: torch.dtype, part: Part
 
     Raises ValueError naming what is missing, unexpected in shape, not supported, or not in safetensors.
     """
-    part = part or Layout().part(spec)
+    with returning_memory():
+        return _load(folder, spec, dtype, part or Layout().part(spec))
+
+
+def _load(folder: Path, spec: DecoderSpec, dtype: torch.dtype, part: Part) -> DecoderWeights:
     shards, found = Shards(folder), read_format(folder)
     packed = None if found is None else PackedLayers(shards, found, part, dtype)
     weights = _empty(part, dtype, packed)

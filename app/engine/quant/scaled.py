@@ -62,7 +62,10 @@ class CompressedTensors:
         if self.bits == 4:
             return self._int4(part, shape)
         if "weight_packed" in part:
-            codes = (unpack(part["weight_packed"], 8, 1)[:, : shape[1]].short() - 128).to(torch.int8)
+            # Words of four codes, lowest bits first, are bytes as they lie there. Taken apart by shifts they would be
+            # eight times their size for a moment, and what the allocator keeps of that outlasts the loading.
+            words = part["weight_packed"].contiguous().view(torch.uint8)
+            codes = (words[:, : shape[1]] ^ 128).view(torch.int8)
         else:
             codes = part["weight"]
         check_shape("weight", codes, shape)
