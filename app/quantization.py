@@ -15,6 +15,7 @@ from app.engine.checksums import verify, write_sums
 from app.engine.quant.layers import linear_layers
 from app.engine.quant.quality import Limits, compare
 from app.engine.quant.reading import read_format
+from app.engine.quant.report import REPORT
 from app.engine.quant.saving import CheckpointWriter
 from app.engine.quant.smoothing import smooth
 from app.engine.quant.writing import AwqWriter, Fp8Writer, Int8Writer, Writer
@@ -24,7 +25,6 @@ from app.engine.tokenizer import Tokenizer
 from app.errors import InvalidRequest
 
 FORMATS = ("int8", "fp8", "awq")
-REPORT = "quantization_report.json"
 SUMS = "SHA256SUMS"
 _CALIBRATION_TOKENS = 512  # of one piece
 _CALIBRATION_PIECES = 32

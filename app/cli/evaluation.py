@@ -106,11 +106,23 @@ def eval_cache(questions: Path, threshold: float | None, pairs: int, seed: int, 
 @click.option(
     "--target", default="", help="The target that the candidate's report is of, for `precedent route promote`."
 )
-def eval_gate(baseline: Path, candidate: Path, target: str) -> None:
-    """Compare two reports; exit status 1 where the candidate is shown to be worse. Recorded in the audit log."""
+@click.option(
+    "--checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The candidate's model, if quantized: its own report must have passed (default: that of a local target).",
+)  # fmt: skip
+@click.option(
+    "--force", "forced", default="", metavar="REASON", help="Whatever that report says; kept in the audit log."
+)
+def eval_gate(baseline: Path, candidate: Path, target: str, checkpoint: Path | None, forced: str) -> None:
+    """Compare two reports; exit status 1 where the candidate is shown to be worse, or its checkpoint's report has not
+    passed. Recorded in the audit log."""
     from app.operations import gate
 
     verdicts = gate.compare(gate.read(baseline), gate.read(candidate))
-    with_session(lambda session: gate.record(session, baseline, candidate, verdicts, target))
+    found = gate.objection(checkpoint or gate.local_checkpoint(Settings.load(), target))
+    decision = gate.Decision(verdicts, found, forced)
+    with_session(lambda session: gate.record(session, baseline, candidate, decision, target))
     console.print(gate.table(verdicts))
-    sys.exit(1 if any(one.worse for one in verdicts) else 0)
+    if found:
+        console.print(f"{found}: {f'forced, {forced}' if forced else 'refused'}")
+    sys.exit(1 if decision.refused else 0)

@@ -55,7 +55,7 @@ def eval_quantization(
 ) -> None:  # fmt: skip
     """Compare QUANTIZED with ORIGINAL; exit status 1 where a limit is not kept. The report is filed in QUANTIZED."""
     from app.engine.quant.quality import Limits
-    from app.quantization import REPORT
+    from app.engine.quant.report import REPORT
     from app.quantization import evaluate as compare
 
     limits = Limits(tokens, perplexity, divergence, agreement, copying)

@@ -49,6 +49,7 @@ def _checks(settings: Settings, clock: Callable[[], datetime]) -> list[tuple[str
     for name, engine in settings.local_models.items():
         of = "" if name == LOCAL else f" {name}"
         slow[f"model{of}"] = partial(asyncio.to_thread, machine.model, engine)
+        quick[f"quantization{of}"] = partial(asyncio.to_thread, machine.quantization, engine)
         slow[f"device{of}"] = partial(asyncio.to_thread, machine.device, engine.device)
     timed = [(name, check, DEADLINE_SECONDS) for name, check in quick.items()]
     return timed + [(name, check, SLOW_SECONDS) for name, check in slow.items()]

@@ -15,6 +15,10 @@ import numpy as np
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.config import Settings
+from app.engine.checksums import verify_folder
+from app.engine.quant.report import REPORT
+from app.engine.quant.report import objection as quantization_objection
 from app.errors import InvalidRequest
 from app.rag.evaluation.comparison import LEVEL, interval
 from app.tenants import audit
@@ -101,19 +105,51 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-async def record(
-    session: AsyncSession, baseline: Path, candidate: Path, verdicts: list[Verdict], target: str = ""
-) -> None:
+def local_checkpoint(settings: Settings, target: str) -> Path | None:
+    """The folder that a target of this process is served from; None for any other target, and for a hub's name."""
+    engine = settings.local_models.get(target)
+    folder = Path(engine.model_source) if engine is not None else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def objection(checkpoint: Path | None) -> str | None:
+    """What speaks against a quantized checkpoint: its own report, missing, failed, or of other weights than it has."""
+    if checkpoint is None:
+        return None
+    try:
+        found = quantization_objection(checkpoint)
+        if found is None and (checkpoint / REPORT).is_file():
+            verify_folder(checkpoint, None)
+    except ValueError as error:
+        return str(error)
+    return found
+
+
+@dataclass(frozen=True)
+class Decision:
+    """objection: to the candidate's checkpoint. forced: why it may pass all the same; what is worse never does."""
+
+    verdicts: list[Verdict]
+    objection: str | None = None
+    forced: str = ""
+
+    @property
+    def refused(self) -> bool:
+        return any(one.worse for one in self.verdicts) or (self.objection is not None and not self.forced)
+
+
+async def record(session: AsyncSession, baseline: Path, candidate: Path, decision: Decision, target: str = "") -> None:
     """Into the audit log, with the files' hashes: which scores let a change pass, or did not.
 
     target: of which the candidate's report is; `promotion` looks for it.
     """
-    worse = [one.measure for one in verdicts if one.worse]
     detail = {
-        "verdict": "refused" if worse else "passed",
-        "worse": worse,
+        "verdict": "refused" if decision.refused else "passed",
+        "worse": [one.measure for one in decision.verdicts if one.worse],
         "target": target,
-        "scores": {one.measure: [one.baseline, one.candidate, one.low, one.high] for one in verdicts},
+        "checkpoint": decision.objection,
+        "forced": decision.forced,
+        "scores": {one.measure: [one.baseline, one.candidate, one.low, one.high] for one in decision.verdicts},
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (baseline, candidate)},
     }
     await audit.append(session, audit.CLI, ACTION, f"report:{candidate.name}", None, detail)

@@ -12,6 +12,7 @@ import httpx
 
 from app.config import EngineSettings, ServerSettings
 from app.engine import checksums
+from app.engine.quant.report import objection
 from app.errors import ConfigurationError
 from app.operations.findings import Finding, failed, ok, warning
 
@@ -67,6 +68,17 @@ def model(engine: EngineSettings) -> Finding:
     except ValueError as error:
         return failed("model", str(error), "Copy the model again from where it came; do not serve this one.")
     return ok("model", f"{folder} matches {sums.name}")
+
+
+def quantization(engine: EngineSettings) -> Finding:
+    """What the checkpoint itself says of its quality, where it is quantized."""
+    folder = Path(engine.model_source)
+    try:
+        found = objection(folder)
+    except ValueError as error:
+        return failed("quantization", str(error), "Copy the model again from where it came.")
+    advice = f"Run: precedent eval quantization ORIGINAL {folder} --texts HELD_OUT, and serve it if that passes."
+    return warning("quantization", found, advice) if found else ok("quantization", "nothing speaks against the model")
 
 
 def embedding_model(name: str) -> Finding:

@@ -11,10 +11,15 @@ from click.testing import CliRunner, Result
 from sqlalchemy import select
 
 from app.cli import main
+from app.config import EngineSettings
 from app.db import Database
+from app.engine.checksums import write_sums
+from app.engine.quant.report import REPORT
 from app.errors import InvalidRequest
 from app.gateway import catalog
-from app.operations.gate import compare
+from app.operations import machine
+from app.operations.findings import State
+from app.operations.gate import compare, objection
 from app.rag.evaluation.answer_metrics import AnswerResult, EvalQuestion, GoldSpan, answer_rows, summarise_answers
 from app.rag.evaluation.retrieval_metrics import RetrievalQuery, Snippet, retrieval_rows, summarise
 from app.tenants import audit
@@ -112,6 +117,63 @@ async def test_the_command_ends_with_a_status_and_an_audit_entry(
         assert [row.detail["verdict"] for row in rows] == ["refused", "passed"]
         await audit.verify(session)
     await database.close()
+
+
+def checkpoint(folder: Path, report: dict[str, Any] | None, method: str | None = "awq") -> Path:
+    folder.mkdir()
+    config = {"model_type": "llama"} | ({"quantization_config": {"quant_method": method}} if method else {})
+    (folder / "config.json").write_text(json.dumps(config))
+    if report is not None:
+        (folder / REPORT).write_text(json.dumps(report))
+    return folder
+
+
+FAILED = {"passed": False, "measures": {"divergence": {"kept": False}, "top1_agreement": {"kept": True}}}
+
+
+def test_a_quantized_checkpoint_needs_a_report_that_has_passed(tmp_path: Path) -> None:
+    assert objection(None) is None
+    assert objection(checkpoint(tmp_path / "plain", None, method=None)) is None
+    passed = checkpoint(tmp_path / "passed", {"passed": True, "measures": {}})
+    assert objection(passed) is None
+    assert "has no quantization_report.json" in str(objection(checkpoint(tmp_path / "none", None)))
+    assert str(objection(checkpoint(tmp_path / "failed", FAILED))).endswith("limits of quality: divergence")
+    write_sums(passed, passed / "SHA256SUMS")
+    assert objection(passed) is None
+    (passed / "config.json").write_text((passed / "config.json").read_text() + " ")
+    assert "config.json" in str(objection(passed)), "the report is of another model than this"
+    (passed / REPORT).write_text("[]")
+    assert "no JSON object" in str(objection(passed))
+
+
+async def test_the_gate_reads_the_report_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("same.json").write_text(json.dumps(answered(0.9)))
+    bad, good = checkpoint(tmp_path / "bad", FAILED), checkpoint(tmp_path / "good", {"passed": True, "measures": {}})
+    Path("precedent.toml").write_text(f'[engine]\nmodel = "{bad}"\n')
+
+    async def gate(*options: str) -> Result:
+        arguments = ["eval", "gate", "--baseline", "same.json", "--candidate", "same.json", *options]
+        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
+
+    await asyncio.to_thread(CliRunner().invoke, main, ["migrate"])
+    assert (await gate()).exit_code == 0, "no checkpoint is named"
+    assert (await gate("--checkpoint", str(good))).exit_code == 0
+    refused = await gate("--checkpoint", str(bad))
+    assert refused.exit_code == 1 and "refused" in refused.output
+    assert (await gate("--target", "local")).exit_code == 1, "that of a local target is known"
+    assert (await gate("--target", "local", "--force", "a demonstration")).exit_code == 0
+    database = Database("sqlite+aiosqlite:///var/precedent.db")
+    async with database.session() as session:
+        [*_, last] = await session.scalars(select(AuditEntry).where(AuditEntry.action == "evaluation.gate"))
+        assert last.detail["forced"] == "a demonstration" and "divergence" in last.detail["checkpoint"]
+    await database.close()
+
+
+def test_doctor_warns_of_such_a_model(tmp_path: Path) -> None:
+    found = machine.quantization(EngineSettings(model=str(checkpoint(tmp_path / "failed", FAILED))))
+    assert found.state == State.WARNING and "divergence" in found.detail
+    assert machine.quantization(EngineSettings()).state == State.OK
 
 
 CONFIG = """

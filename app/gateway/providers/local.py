@@ -76,6 +76,7 @@ class LocalProvider:
         Raises whatever loading raises, and ConfigurationError where there could never be room for it.
         """
         from app.engine import AsyncEngine
+        from app.engine.quant.report import objection
         from app.engine.resident import Resident
         from app.gateway.providers.local_request import RequestBuilder
 
@@ -84,6 +85,9 @@ class LocalProvider:
         self._resident = Resident(self.name, self._engine, arbiter, pinned=self.settings.pinned)
         self._resident.on_change = self._changed
         await self._resident.open()
+        folder = self._engine.warm.folder
+        if folder is not None and (found := objection(folder)):
+            log.warning("quantized model without a passed report", model=self.name, objection=found)
         if self._engine.tokenizer is not None:
             self._builder = RequestBuilder(self._engine.tokenizer, self.settings.max_queue_seconds or None)
 
