@@ -23,6 +23,7 @@ from app.engine.reader import Reader
 from app.engine.shards import Shards
 from app.engine.tokenizer import Tokenizer
 from app.errors import InvalidRequest
+from app.quantization_answers import compare_answers, read_cases
 
 FORMATS = ("int8", "fp8", "awq")
 SUMS = "SHA256SUMS"
@@ -128,11 +129,14 @@ def read_pieces(path: Path, tokenizer: Tokenizer, length: int) -> list[list[int]
     return pieces
 
 
-def evaluate(original: Path, quantized: Path, texts: Path, limits: Limits, progress: Progress) -> dict[str, Any]:
-    """Compare the two on `texts` and file the report with the quantized checkpoint, in its SHA256SUMS too.
+def evaluate(
+    original: Path, quantized: Path, texts: Path, limits: Limits, progress: Progress, questions: Path | None = None
+) -> dict[str, Any]:
+    """Compare the two on `texts`, and on `questions` (quantization_answers.py) where given.
 
-    report["passed"] says whether every measure keeps its limit. Raises ValueError where the checkpoint was changed
-    after it was written, or the two have different vocabularies.
+    The report is filed with the quantized checkpoint, in its SHA256SUMS too; report["passed"] says whether every
+    measure keeps its limit. Raises ValueError where the checkpoint was changed after it was written, or the two have
+    different vocabularies.
     """
     if (quantized / SUMS).is_file():
         verify(quantized, quantized / SUMS)
@@ -141,10 +145,16 @@ def evaluate(original: Path, quantized: Path, texts: Path, limits: Limits, progr
     first, second = (Reader(folder, torch.float32, 2 * limits.tokens + 1) for folder in (original, quantized))
     if first.spec.vocab_size != second.spec.vocab_size:
         raise ValueError(f"{original} has {first.spec.vocab_size} tokens, {quantized} has {second.spec.vocab_size}")
+    cases = read_cases(questions) if questions is not None else []
     measured = compare(first.logits, second.logits, pieces, tokenizer.decode, limits, progress)
+    answers = compare_answers(original, quantized, cases, limits.answers) if cases else {}
+    measured["measures"] |= answers
+    measured["passed"] = measured["passed"] and all(measure["kept"] for measure in answers.values())
+    without = "" if answers else "the model has no chat template" if cases else "no questions were given"
     config = json.loads((quantized / "config.json").read_text())
     report = {
         "quantization": config.get("quantization_config"), "texts": texts.name, "limits": asdict(limits), **measured,
+        "answers_not_compared": without,
     }  # fmt: skip
     (quantized / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     write_sums(quantized, quantized / SUMS)

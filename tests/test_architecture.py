@@ -32,6 +32,7 @@ FLOORS = [
         "app.load",
         "app.operations",
         "app.quantization",
+        "app.quantization_answers",
     },
 ]
 ENGINE_ROOMS = ("app.engine", "app.kernels")

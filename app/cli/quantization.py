@@ -49,25 +49,32 @@ def quantize(model: Path, format_name: str, calibration: Path | None, out: Path)
 @click.option("--divergence", default=0.02, show_default=True, help="Most nats per token.")
 @click.option("--agreement", default=0.95, show_default=True, help="Least share of equal likeliest tokens.")
 @click.option("--copying", default=0.01, show_default=True, help="Most of numbers, or negations, copied less.")
+@click.option(
+    "--questions", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON Lines of question, passages and answers, for models with a chat template.",
+)  # fmt: skip
+@click.option("--answers", default=0.05, show_default=True, help="Most answers, or refusals, right less.")
 def eval_quantization(
     original: Path, quantized: Path, texts: Path, tokens: int, perplexity: float, divergence: float, agreement: float,
-    copying: float,
+    copying: float, questions: Path | None, answers: float,
 ) -> None:  # fmt: skip
     """Compare QUANTIZED with ORIGINAL; exit status 1 where a limit is not kept. The report is filed in QUANTIZED."""
     from app.engine.quant.quality import Limits
     from app.engine.quant.report import REPORT
     from app.quantization import evaluate as compare
 
-    limits = Limits(tokens, perplexity, divergence, agreement, copying)
+    limits = Limits(tokens, perplexity, divergence, agreement, copying, answers)
     with _progress("compare") as bar, _refusals():
         task = bar.add_task("texts", total=None)
         report = compare(
-            original, quantized, texts, limits, lambda n, total: bar.update(task, completed=n, total=total)
+            original, quantized, texts, limits, lambda n, total: bar.update(task, completed=n, total=total), questions
         )
     for name, measure in report["measures"].items():
         verdict = "kept" if measure["kept"] else "NOT KEPT"
         interval = f"{measure['value']:.4f} ({measure['low']:.4f} to {measure['high']:.4f})"
         console.print(f"{name}: {interval}, limit {measure['limit']:g}: {verdict}")
+    if without := report["answers_not_compared"]:
+        console.print(f"Answers were not compared: {without}.")
     console.print(f"The report is {quantized / REPORT}.")
     if not report["passed"]:
         sys.exit(1)

@@ -33,7 +33,7 @@ class Limits:
 
     tokens: of one text. perplexity: of the quantized over the original's. divergence: nats per token.
     agreement: share of tokens with the same likeliest one.  copying: how much less of numbers, or of negations, is
-    copied right, as a share of them.
+    copied right, as a share of them.  answers: how many questions less are answered, or refused, rightly, likewise.
     """
 
     tokens: int = 256
@@ -41,6 +41,7 @@ class Limits:
     divergence: float = 0.02
     agreement: float = 0.95
     copying: float = 0.01
+    answers: float = 0.05
 
 
 @dataclass(slots=True)
