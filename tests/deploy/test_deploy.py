@@ -49,7 +49,7 @@ def metric_names() -> set[str]:
         first_delta_ms=1, total_ms=2, overhead_ms=1, timings_ms={"auth": 1},
     )  # fmt: skip
     metrics.cache("exact", "hit")
-    metrics.watch_engine(lambda: defaultdict(float))
+    metrics.watch_engine("local", lambda: defaultdict(float))
     source = (ROOT / "app" / "services.py").read_text()
     for name, unit in re.findall(r'metrics\.watch\(\s*"([\w.]+)", "([^"]+)"', source):
         metrics.watch(name, unit, lambda: 1.0)

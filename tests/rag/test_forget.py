@@ -216,7 +216,7 @@ async def test_no_word_is_said_after_the_commit_under_concurrent_questions(firm:
     """Documents go one after the other; from then on none of them is named in a delta or a turn."""
     heard = await canaries(firm, "canaries", 16)
     turns = await heard.run(12)
-    assert heard.said > 100 and heard.ended > 0, "the canaries must be said, and answers must be hit"
+    assert heard.said > 50 and heard.ended > 0, "the canaries must be said, and answers must be hit"
     assert heard.stale == []
     assert turns and not any(word in turn for turn in turns for word in heard.gone)
 
