@@ -196,3 +196,16 @@ def test_deterministic_gives_equal_bits(paged_model: Path, monkeypatch: pytest.M
         return found
 
     assert logprobs(mine[:1]) == logprobs(mine) == logprobs(mine[:1], max_num_batched_tokens=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}], ids=str)
+def test_ranks_measure_their_own_heads_together(
+    ranks: dict[str, int], checkpoint: Callable[[str], tuple[Path, Any]]
+) -> None:  # fmt: skip
+    made = config(checkpoint("qwen3")[0], kv_cache_dtype="fp8")
+    alone, several = LLMEngine(made), LLMEngine(replace(made, **ranks))
+    try:
+        assert tokens_of(several, prompts(20, 33)) == tokens_of(alone, prompts(20, 33))
+    finally:
+        several.runner.release()
