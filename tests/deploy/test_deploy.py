@@ -21,7 +21,7 @@ from litestar import Litestar
 from app.asgi import create_app
 from app.cli import main
 from app.config import Settings, TelemetrySettings
-from app.metrics import Metrics
+from app.metrics import ENGINE_COUNTERS, ENGINE_GAUGES, Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -49,7 +49,9 @@ def metric_names() -> set[str]:
         first_delta_ms=1, total_ms=2, overhead_ms=1, timings_ms={"auth": 1},
     )  # fmt: skip
     metrics.cache("exact", "hit")
-    metrics.watch_engine("local", lambda: defaultdict(float))
+    series = (*ENGINE_COUNTERS.values(), *ENGINE_GAUGES.values())
+    counts = {counter: 1.0 for one in series for counter in one.values()}
+    metrics.watch_engine("local", lambda: counts)
     source = (ROOT / "app" / "services.py").read_text()
     for name, unit in re.findall(r'metrics\.watch\(\s*"([\w.]+)", "([^"]+)"', source):
         metrics.watch(name, unit, lambda: 1.0)
