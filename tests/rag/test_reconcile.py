@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import numpy as np
@@ -12,7 +13,9 @@ from sqlalchemy import delete
 
 from app import migrate
 from app.db import Database
+from app.errors import Unavailable
 from app.jobs import Job
+from app.rag.index import refill
 from app.rag.index.base import IndexPoint, VectorIndex
 from app.rag.index.points import chunk_id
 from app.rag.index.reconcile import Report
@@ -146,3 +149,41 @@ async def test_the_index_is_put_right_in_the_background_of_a_start(tmp_path: Pat
     async with open_services(made) as services:
         await until_clean(services, who)
         assert (await report(services, who)).documents == 1
+
+
+async def test_an_index_that_goes_again_while_it_is_filled_is_not_searched_before_all_is_there(
+    firm: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refill, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(refill, "STEP_SECONDS", 0.01)
+    library, index, who = firm.library, index_of(firm), await principal(firm, "refill")
+    await spoil(firm, who, await file(firm, who, "lease.txt", LEASE), "missing")
+    gone, runs, upsert = [True], [0], index.upsert
+    again, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def run(*, repair: bool) -> list[Report]:
+        runs[0] += 1
+        if runs[0] == 1:
+            raise Unavailable("The index does not answer.")
+        again.set()
+        await goes_on.wait()
+        return await library.reconciler.run(repair=repair)
+
+    def refused(_: object) -> None:
+        monkeypatch.setattr(index, "upsert", upsert)
+        raise Unavailable("The index does not answer.")
+
+    monkeypatch.setattr(index, "upsert", refused)
+    renewed = SimpleNamespace(is_gone=lambda: gone and gone.pop(), renew=lambda: None)
+    filling = refill.Refill(firm.database, renewed, SimpleNamespace(run=run), library.search, library.jobs)  # type: ignore[arg-type]
+    task = asyncio.create_task(filling.run())
+    try:
+        async with asyncio.timeout(20):
+            await again.wait()
+            assert library.search.closed
+            goes_on.set()
+            while library.search.closed:
+                await asyncio.sleep(0.01)
+        assert (await report(firm, who)).clean, "also what failed at first is there"
+    finally:
+        task.cancel()
