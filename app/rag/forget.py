@@ -47,5 +47,11 @@ class Forgetting:
         self._gone.update(dict.fromkeys(gone))
         while len(self._gone) > MAX_REMEMBERED:
             del self._gone[next(iter(self._gone))]
+        failed: list[Exception] = []
         for listener in self._listeners:
-            await listener(gone)
+            try:
+                await listener(gone)
+            except Exception as error:  # the others hold text too, and are not told a second time
+                failed.append(error)
+        if failed:
+            raise failed[0]

@@ -3,7 +3,8 @@ way there; other documents and other people's answers are not touched."""
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,11 +15,13 @@ import pytest_asyncio
 from app import migrate
 from app.config import EngineSettings, RouteSettings, Settings, TargetSettings
 from app.db import Database
-from app.errors import Conflict
+from app.errors import Conflict, Unavailable
 from app.gateway.providers.local import LocalProvider
 from app.rag.answers.opened import AnswerDelta, OpenAnswer
 from app.rag.api.schemas import AnswerRequest
+from app.rag.documents.bell import Bell
 from app.rag.documents.service import Filed, Upload
+from app.rag.forget import Forgetting
 from app.services import Services, open_services
 from app.telemetry import Stages
 from app.tenants import service
@@ -233,3 +236,23 @@ async def test_the_canaries_are_heard_where_nobody_watches_the_answers(
     heard = await canaries(firm, "unwatched", 8)
     await heard.run(6)
     assert heard.stale
+
+
+async def test_one_that_cannot_forget_keeps_the_news_from_nobody() -> None:
+    told: list[str] = []
+
+    async def away(_: Collection[str]) -> None:
+        raise Unavailable("The database does not answer.")
+
+    async def there(gone: Collection[str]) -> None:
+        told.extend(gone)
+
+    forgetting = Forgetting()
+    forgetting.tell(away)
+    forgetting.tell(there)
+    with pytest.raises(Unavailable):
+        await forgetting.sources(["lease"])
+    assert told == ["lease"]
+    bell = Bell("redis://nowhere.invalid", lambda: None, forgetting.sources)
+    await bell._hear(json.dumps({"from": "another process", "gone": ["contract"]}))
+    assert told == ["lease", "contract"], "and this process goes on listening"

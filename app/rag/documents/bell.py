@@ -77,4 +77,7 @@ class Bell:
             self._heard_job()
         elif self._heard_gone and (told := json.loads(message))["from"] != self._name:
             self._told.update(told["gone"])
-            await self._heard_gone(told["gone"])
+            try:
+                await self._heard_gone(told["gone"])
+            except Exception:  # whoever listens no more hears of nothing that comes after it
+                log.exception("not everybody here could be told what is gone")
