@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from collections.abc import Sequence as Seq
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from app.engine.admission import Limits, split_choices
@@ -33,6 +33,7 @@ from app.engine.request import EngineError, Request, StepOutput, TokenSegment
 from app.engine.tokenizer import Tokenizer
 from app.engine.warm import Warm
 from app.engine.worker import Abort, Call, EngineWorker, Outcome, Submit
+from app.errors import AppError
 
 log = logging.getLogger(__name__)
 
@@ -147,12 +148,18 @@ class AsyncEngine:
     async def pin(self, segments: Seq[TokenSegment]) -> int:
         """Compute the whole blocks of this prefix and keep them for good, over restarts too; returns their tokens.
 
-        An engine that is stopped computes them when it starts. Raises ValueError where too much would be pinned.
+        An engine that is stopped, or stops or fails meanwhile, computes them when it starts. Raises ValueError where
+        too much would be pinned, InvalidRequest and ContextTooLong as generate(); then nothing is kept.
         """
         prefix = tuple(segments)
-        pinned = 0 if self._worker is None else await self._pins.compute(prefix)
         self._pins.remember(prefix)
-        return pinned
+        try:
+            return 0 if self._worker is None else await self._pins.compute(prefix)
+        except EngineError:
+            return 0
+        except (ValueError, AppError):
+            self._pins.drop(prefix)
+            raise
 
     async def forget(self, source_ids: Collection[str]) -> None:
         """Drop all blocks and pins computed from these sources; requests that use them end as "forgotten"."""
@@ -160,7 +167,8 @@ class AsyncEngine:
         self._pins.forget(gone)
         if self._worker is None or self._worker.engine is None:
             return  # nothing is in memory, and what is loaded next begins empty
-        await self._call(lambda engine, outputs: outputs.extend(engine.forget(gone)))
+        with suppress(EngineError):  # one that failed holds nothing any more, one that stalls takes the order first
+            await self._call(lambda engine, outputs: outputs.extend(engine.forget(gone)))
 
     def generate(self, request: Request) -> AsyncGenerator[EngineDelta, None]:
         """Deltas, one per step that gave this request tokens. Closing or cancelling aborts the request.
@@ -261,7 +269,8 @@ class AsyncEngine:
         for outbox in self._outboxes.values():
             outbox.put_nowait(error)
         for reply in list(self._calls):
-            reply.set_exception(error)
+            if not reply.done():  # it is among them for one more turn of the loop
+                reply.set_exception(error)
 
     def _stalled(self) -> str | None:
         seconds = self._worker.stalled_seconds() if self._worker is not None else 0.0

@@ -25,11 +25,19 @@ class Pins:
         """For the engines to come."""
         self._kept.append(prefix)
 
+    def drop(self, prefix: Prefix) -> None:
+        """For engines to come no more."""
+        if prefix in self._kept:  # else forgotten meanwhile
+            self._kept.remove(prefix)
+
     async def compute(self, prefix: Prefix) -> int:
-        """Tokens that are pinned now. Raises ValueError where too much of the pool would be."""
+        """Tokens that are pinned now, of a prefix that is remembered. Raises ValueError where too much of the pool
+        would be."""
         wanted = sum(len(segment.token_ids) for segment in prefix) // self._size * self._size
         pinned = 0
         for _ in range(_TRIES):
+            if prefix not in self._kept:
+                break  # forgotten meanwhile: to read it again would bring back what is gone
             await self._read(prefix)
             pinned = await self._keep(prefix)
             if pinned == wanted:
@@ -40,11 +48,10 @@ class Pins:
         """All of them, in a new engine. What does not fit is left out from now on: the pool may be another one."""
         for prefix in list(self._kept):
             try:
-                if prefix in self._kept:  # else forgotten meanwhile
-                    await self.compute(prefix)
+                await self.compute(prefix)
             except (ValueError, AppError) as error:
                 log.warning("a prefix is not pinned any more: %s", error)
-                self._kept.remove(prefix)
+                self.drop(prefix)
 
     def forget(self, source_ids: frozenset[str]) -> None:
         """Every prefix ends before the first segment of one of these sources."""
