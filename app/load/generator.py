@@ -167,8 +167,10 @@ async def _read(response: httpx.Response, outcome: Outcome) -> None:
                 outcome.ttft_ms = waited
             outcome.pieces += 1
             last = now
-    if not ended or not outcome.pieces:
+    if not ended:
         outcome.status = "broken off"
+    elif not outcome.pieces:  # an empty answer is one, too
+        outcome.ttft_ms = (time.perf_counter() - outcome.sent_at) * 1e3
 
 
 async def capacity(client: Client, seconds: float, say: Progress) -> float:
