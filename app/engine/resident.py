@@ -193,11 +193,12 @@ class Resident:
     async def _wake(self) -> None:
         if self._leaving is not None:
             await asyncio.wait({self._leaving})
-        awake = False
-        while not awake:  # once more where it turned out larger than its files say
+        self.arbiter.check(self)
+        await self.arbiter.take(self)
+        while not await self._load():  # it turned out larger than its files say
             self.arbiter.check(self)
+            self._nobody_waits()
             await self.arbiter.take(self)
-            awake = await self._load()
 
     async def _load(self) -> bool:
         """In its own thread; False where it is larger than the room that it was given, and gone again."""
@@ -207,10 +208,10 @@ class Resident:
             await self.engine.start()
             fits = self.arbiter.settle(self, self._measured())
         finally:
-            self._loading_since = None
-            if not fits:
+            if not fits:  # not to be given up meanwhile: its room would never be given back
                 await self.engine.stop()
                 self.arbiter.give_back(self)
+            self._loading_since = None
         self.awake_since = self.last_used = time.monotonic()
         self.wake_seconds = self.awake_since - began
         self.waking_seconds += self.wake_seconds

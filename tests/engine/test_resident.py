@@ -269,6 +269,32 @@ def test_a_model_that_cannot_be_woken_says_why_and_leaks_nothing(
     play(scenario)
 
 
+def test_whoever_leaves_while_a_failed_wake_is_cleared_away_leaves_no_room_behind(
+    folders: list[Path], size: int
+) -> None:
+    async def scenario() -> None:
+        async with opened(folders[:2], size) as crowd:
+            model, cleared = crowd.models[1], asyncio.Event()
+            stop = model.engine.stop
+
+            async def fails() -> None:
+                raise OSError("no such device")
+
+            async def slowly(**how: Any) -> None:
+                await cleared.wait()
+                await stop(**how)
+
+            model.engine.start, model.engine.stop = fails, slowly
+            with pytest.raises(TimeoutError):
+                await crowd.ask(1, [1, 2], seconds=0.3)
+            cleared.set()
+            await until(lambda: model._waking is None)
+            assert (crowd.arbiter.used, model.state) == (0, State.ASLEEP)
+            assert len(await crowd.ask(0, [1, 2])) == 6
+
+    play(scenario)
+
+
 def test_an_abort_storm_leaves_nobody_waiting(folders: list[Path], size: int) -> None:
     many = prompts(*[5 + i % 29 for i in range(90)])
     alone = [LLMEngine(settings(folder)) for folder in folders]
