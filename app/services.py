@@ -73,6 +73,11 @@ class Services:
             raise NotFound("This process keeps no documents.")
         return self.opened
 
+    def heard(self, model: str, state: str) -> None:
+        """One that could not start and was woken since is no failure any more."""
+        if state == "awake":
+            self.failures.pop(model, None)
+
     def not_ready(self) -> dict[str, str]:
         """Reasons by component; empty when everything configured can serve."""
         reasons = {name: "is starting" for name in self.starting}
@@ -98,6 +103,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         for task in (services.prober, services.reloader):
             await task.start()
             stack.push_async_callback(task.stop)
+        services.gateway.board.devices.listen(services.heard)
         start = asyncio.create_task(_start_targets(services))
         stack.push_async_callback(_stop_targets, services, start)
         yield services

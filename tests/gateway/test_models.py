@@ -292,6 +292,23 @@ async def test_where_a_wake_fails_the_fallback_serves(
         assert woken.json()["state"] == "awake" and woken.json()["trouble"] is None
 
 
+async def test_a_model_that_could_not_start_serves_once_an_operator_has_woken_it(
+    firm: Settings, tmp_path: Path
+) -> None:
+    late = tiny_model(tmp_path / "model", seed=1)
+    (late / "model.safetensors").rename(tmp_path / "away")
+    changed = dataclasses.replace(firm, models=(ModelSettings(name="two", model=str(late)),))
+    async with serving(changed, tmp_path, 0) as site:
+        ready = await site.client.get("/health/ready")
+        assert ready.status_code == 503 and "safetensors" in ready.json()["reasons"]["two"]
+        (tmp_path / "away").rename(late / "model.safetensors")
+        operator = await site.headers(scopes=OPERATOR)
+        woken = await site.client.post("/api/v1/engine/models/two/wake", headers=operator)
+        assert woken.status_code == 200, woken.text
+        said(await chat(site, "two", "x", operator))
+        assert (await site.client.get("/health/ready")).json()["reasons"] == {}
+
+
 async def test_a_model_that_can_never_fit_is_told_at_start(
     firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
 ) -> None:

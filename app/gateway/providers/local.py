@@ -78,7 +78,6 @@ class LocalProvider:
         from app.engine import AsyncEngine
         from app.engine.quant.report import objection
         from app.engine.resident import Resident
-        from app.gateway.providers.local_request import RequestBuilder
 
         arbiter = self._devices.of(self.settings.device)
         self._engine = AsyncEngine(engine_config(self.settings))
@@ -88,7 +87,12 @@ class LocalProvider:
         folder = self._engine.warm.folder
         if folder is not None and (found := objection(folder)):
             log.warning("quantized model without a passed report", model=self.name, objection=found)
-        if self._engine.tokenizer is not None:
+        self._build()
+
+    def _build(self) -> None:
+        from app.gateway.providers.local_request import RequestBuilder
+
+        if self._engine is not None and self._engine.tokenizer is not None:
             self._builder = RequestBuilder(self._engine.tokenizer, self.settings.max_queue_seconds or None)
 
     @property
@@ -97,13 +101,16 @@ class LocalProvider:
         return self._resident is not None
 
     async def wake(self) -> None:
-        """For operators, also after the engine was given up. Raises RateLimited and Unavailable as a request would."""
+        """For operators, also after the engine was given up or could not start. Raises RateLimited and Unavailable as a
+        request would."""
         self.model.revive()
         try:
             async with self._awake():
                 pass
         except TransientError as error:
             raise Unavailable(error.detail) from error
+        if self._builder is None:
+            self._build()
 
     @property
     def model(self) -> "Resident":
