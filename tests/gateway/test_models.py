@@ -23,8 +23,10 @@ from app.config import EngineSettings, ModelSettings, RouteSettings, Settings, T
 from app.engine.footprint import footprint
 from app.gateway.controllers_replica import local_engine, local_engines
 from app.gateway.providers import local as providers_local
+from app.gateway.providers.base import TransientError
 from app.gateway.providers.local import LocalProvider
 from app.gateway.providers.local_config import engine_config
+from app.gateway.schemas import ChatRequest, Message, Segment
 from app.rag.index.embedding import Embedder
 from app.tenants.models import AuditEntry
 from app.tenants.principal import TENANT_SCOPES, Scope
@@ -333,6 +335,17 @@ async def test_the_log_says_where_the_time_of_a_start_went(
     assert awake["total_s"] == pytest.approx(sum(awake[f"{stage}_s"] for stage in stages), abs=0.01)
     assert awake["bytes"] == size
     assert [line["event"] for line in lines[-2:]] == ["model leaving", "model asleep"] and lines[-1]["used"] == 0
+
+
+async def test_an_engine_that_fails_under_a_request_is_a_matter_for_fallbacks(firm: Settings) -> None:
+    """Also where what is in its cache is told to others."""
+    provider = LocalProvider(firm.engine, "local")
+    await provider.start()
+    assert provider.resident() == {}
+    await provider.model.engine.stop()
+    with pytest.raises(TransientError, match="not ready"):
+        await anext(provider.stream(ChatRequest("one", (Message("user", (Segment("x"),)),))))
+    await provider.close()
 
 
 async def test_a_target_may_name_its_model(firm: Settings, tmp_path: Path) -> None:

@@ -189,12 +189,12 @@ class LocalProvider:
         from app.gateway.providers.local_answer import several
 
         segments = prompt.segments
-        if self._advertised:
-            keys = engine.keys(segments)
-            self._residency.served(request, prompt.ends, keys, engine.engine.config.block_size)
         if any(source in self._gone for segment in segments for source in segment.source_ids):
             raise source_gone()
         try:
+            if self._advertised:
+                keys = engine.keys(segments)
+                self._residency.served(request, prompt.ends, keys, engine.config.block_size)
             streams = self._choices(engine, request, segments, waited)
         except EngineError as error:
             raise TransientError(str(error)) from error
