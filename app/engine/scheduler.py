@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 
 from app.engine.blocks import BlockPool
 from app.engine.pace import Pace
-from app.engine.prefix import ROOT, BlockHasher, LabelCounts, PrefixGroup, prefix_groups
+from app.engine.prefix import BlockHasher, LabelCounts, PrefixGroup, prefix_groups, root
 from app.engine.request import Sequence
 from app.engine.schedule import Schedule, ScheduledRow
 from app.engine.waiting import WaitingQueue
@@ -165,6 +165,9 @@ class Scheduler:
                 self._release(seq)
                 return
             num_tokens = self._chunk(seq, len(seq.tokens) - seq.num_computed, budget)
+            if not num_tokens:  # a long prompt, in a step that goes without any
+                self._release(seq)
+                continue
             self._start(seq)
             self._grow(seq, seq.num_computed + num_tokens)
             due += self._blocks_due(seq)
@@ -267,7 +270,7 @@ class Scheduler:
         size = self.block_size
         while len(seq.keys) < num_blocks:
             start = len(seq.keys) * size
-            parent = seq.keys[-1] if seq.keys else ROOT
+            parent = seq.keys[-1] if seq.keys else root(seq.adapter)
             label = seq.labels.through(start + size)
             seq.keys.append(self.hasher.key(parent, seq.tokens[start : start + size], label))
 

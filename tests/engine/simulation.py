@@ -73,6 +73,7 @@ class Simulation:
         scheduler, rows = self.scheduler, schedule.rows
         assert schedule.num_tokens <= scheduler.max_num_batched_tokens and len(rows) <= scheduler.max_num_seqs
         assert len({row.seq for row in rows}) == len(rows) and all(row.seq in scheduler.running for row in rows)
+        assert all(row.num_tokens for row in rows), "a row of no tokens is none"
         scheduled = {row.seq for row in rows}
         decoding = [seq for seq in scheduler.running if len(seq.tokens) - seq.num_computed == 1]
         assert scheduled.issuperset(decoding), "nobody who decodes is left out"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.engine import waiting
-from app.engine.pace import MAX_SLOWDOWN
+from app.engine.pace import LOOK_EVERY, MAX_SLOWDOWN
 from app.engine.request import TokenSegment
 from app.engine.schedule import Schedule
 from app.engine.waiting import AGEING_SECONDS, MAX_OVERTAKES
@@ -118,6 +118,20 @@ def test_chunks_of_a_long_prompt_follow_what_steps_take(deep: bool) -> None:
     assert max(times[5:]) < 0.010 * 1.25 * MAX_SLOWDOWN
     full = [chunk for chunk in chunks[5:] if chunk]
     assert full[-1] < full[0] / 2 if deep else min(full) > 50
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_long_prompt_may_come_before_any_step(cache: bool) -> None:
+    """Also before one that goes without long prompts: it then begins with the next."""
+    for before in range(LOOK_EVERY):
+        sim = Simulation(num_blocks=200, budget=16, cache=cache)
+        for number in range(2):
+            sim.add(f"short {number}", [tokens(2, number)], max_tokens=60)
+        for _ in range(before):
+            sim.step()
+        sim.add("long", [tokens(300, 9)])
+        sim.run()
+        assert sim.ended["long"] == "length" and sim.pool.used == 0
 
 
 def test_a_long_prompt_alone_takes_the_whole_budget() -> None:
