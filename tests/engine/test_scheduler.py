@@ -123,7 +123,7 @@ def test_chunks_of_a_long_prompt_follow_what_steps_take(deep: bool) -> None:
 @pytest.mark.parametrize("cache", [False, True])
 def test_a_long_prompt_may_come_before_any_step(cache: bool) -> None:
     """Also before one that goes without long prompts: it then begins with the next."""
-    for before in range(LOOK_EVERY):
+    for before in range(LOOK_EVERY + 4):
         sim = Simulation(num_blocks=200, budget=16, cache=cache)
         for number in range(2):
             sim.add(f"short {number}", [tokens(2, number)], max_tokens=60)
