@@ -1,7 +1,8 @@
 """The labelled hash chain over KV blocks, and the prefix groups of a step. No torch.
 
 A block's content depends on every token before it, and so does who may share it. Its key is therefore
-SHA-256(parent key, its tokens, its access label, the model), each field preceded by its length, where the
+SHA-256(parent key, its tokens, its access label, the model), each field preceded by its length, where the first
+block's parent stands for the request's adapter (lora.py), with which keys and values are others, and the
 label is the union of the labels of all segments from the start of the prompt through the block's last token.
 Equal tokens under different labels never share; only text with the empty label is shared by everybody.
 """
@@ -25,8 +26,13 @@ def _field(data: bytes) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
+def root(adapter: str | None) -> bytes:
+    """The parent of a prompt's first block: what different adapters compute has no block in common."""
+    return ROOT if adapter is None else hashlib.sha256(_field(adapter.encode())).digest()
+
+
 class BlockHasher:
-    """Keys of the blocks of one model (and adapter, when there is one)."""
+    """Keys of the blocks of one model."""
 
     def __init__(self, model_id: str, block_size: int) -> None:
         self.block_size = block_size
@@ -34,7 +40,7 @@ class BlockHasher:
         self._labels: dict[Label, bytes] = {}
 
     def key(self, parent: bytes, tokens: Sequence[int], label: Label) -> bytes:
-        """The 32-byte key of the block holding `tokens` after the block with key `parent` (ROOT if first)."""
+        """The 32-byte key of the block holding `tokens` after the block with key `parent` (root() if first)."""
         digest = self._start.copy()
         digest.update(_field(parent) + _field(array("q", tokens).tobytes()) + self._label_bytes(label))
         return digest.digest()
@@ -106,9 +112,11 @@ class LabelCounts:
         return {label: replace(count) for label, count in list(self._counts.items())}
 
 
-def block_keys(hasher: BlockHasher, tokens: Sequence[int], labels: LabelChain, count: int) -> list[bytes]:
+def block_keys(
+    hasher: BlockHasher, tokens: Sequence[int], labels: LabelChain, count: int, adapter: str | None = None
+) -> list[bytes]:
     """Keys of the first `count` blocks of a prompt."""
-    keys, size = [ROOT], hasher.block_size
+    keys, size = [root(adapter)], hasher.block_size
     for start in range(0, count * size, size):
         keys.append(hasher.key(keys[-1], tokens[start : start + size], labels.through(start + size)))
     return keys[1:]

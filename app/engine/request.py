@@ -47,6 +47,7 @@ class Request:
     draft_token_ids: an earlier answer that this one may well repeat: verified token by token, never trusted (spec/).
     grammar: what the whole output must look like (grammar.py).
     continues_text: the output goes on where the prompt's text ends, without a chat template in between.
+    adapter: one of EngineConfig.adapters that the request is computed with; None: the base model alone.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class Request:
     grammar: Grammar | None = None
     continues_text: bool = False
     draft_token_ids: tuple[int, ...] = ()
+    adapter: str | None = None
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -130,7 +132,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrived", "block_ids", "blocks", "draft", "draft_computed", "draft_locks", "draft_of", "drafter",
+        "adapter", "arrived", "block_ids", "blocks", "draft", "draft_computed", "draft_locks", "draft_of", "drafter",
         "first_token", "grammar", "keys", "labels", "lock", "max_queue_seconds", "max_tokens", "num_cached",
         "num_computed", "num_preemptions",
         "num_prompt_tokens", "overtaken", "pending", "planned", "predicted_ttft", "priority", "rank", "request_id",
@@ -140,6 +142,7 @@ class Sequence:
     def __init__(self, request: Request, seed: int, max_tokens: int, arrived: float | None = None) -> None:
         self.request_id = request.request_id
         self.sampling = request.sampling
+        self.adapter = request.adapter
         self.priority = request.priority
         self.max_queue_seconds = request.max_queue_seconds
         self.seed = seed
