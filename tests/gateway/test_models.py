@@ -5,7 +5,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +25,8 @@ from app.gateway.controllers_replica import local_engine, local_engines
 from app.gateway.providers import local as providers_local
 from app.gateway.providers.base import TransientError
 from app.gateway.providers.local import LocalProvider
-from app.gateway.providers.local_config import engine_config
-from app.gateway.schemas import ChatRequest, Message, Segment
+from app.gateway.providers.local_config import Devices, engine_config
+from app.gateway.schemas import ChatRequest, Message, Sampling, Segment
 from app.rag.index.embedding import Embedder
 from app.tenants.models import AuditEntry
 from app.tenants.principal import TENANT_SCOPES, Scope
@@ -335,6 +335,22 @@ async def test_the_log_says_where_the_time_of_a_start_went(
     assert awake["total_s"] == pytest.approx(sum(awake[f"{stage}_s"] for stage in stages), abs=0.01)
     assert awake["bytes"] == size
     assert [line["event"] for line in lines[-2:]] == ["model leaving", "model asleep"] and lines[-1]["used"] == 0
+
+
+async def test_a_caller_who_reads_slowly_keeps_no_model_awake(firm: Settings, size: int) -> None:
+    devices, two = Devices(size), firm.models[0].over(firm.engine)
+    question = ChatRequest("x", (Message("user", (Segment("x"),)),), sampling=Sampling(max_tokens=6))
+    async with AsyncExitStack() as stack:
+        providers = [LocalProvider(one, name, devices) for one, name in ((firm.engine, "local"), (two, "two"))]
+        for provider in providers:
+            await provider.start()
+            stack.push_async_callback(provider.close)
+        slow = providers[0].stream(question)
+        begun = [await anext(slow)]
+        assert [delta async for delta in providers[1].stream(question)][-1].usage
+        assert (providers[0].model.state, providers[1].model.state) == ("asleep", "awake")
+        whole = begun + [delta async for delta in slow]
+        assert whole[-1].usage is not None and whole[-1].usage.completion_tokens == 6
 
 
 async def test_an_engine_that_fails_under_a_request_is_a_matter_for_fallbacks(firm: Settings) -> None:

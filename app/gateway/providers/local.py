@@ -156,6 +156,13 @@ class LocalProvider:
         return False
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        from app.gateway.providers.local_answer import read_ahead
+
+        async with aclosing(read_ahead(self._awake_stream(request))) as deltas:  # who reads slowly keeps nothing awake
+            async for delta in deltas:
+                yield delta
+
+    async def _awake_stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         engine, _ = self._ready()
         prompt = await self._prompt(request)
         async with self._awake() as waited, aclosing(self._answer(engine, request, prompt, waited)) as deltas:

@@ -98,10 +98,21 @@ async def one(deltas: AsyncGenerator[EngineDelta, None], answer: Answer) -> Asyn
 
 
 async def several(streams: list[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
-    """Choices as they come. The usage of the last is that of all; the first failure is the caller's."""
+    """Choices as they come. The usage of the last is that of all."""
+    usage = Usage()
+    async with aclosing(read_ahead(*streams)) as deltas:
+        async for delta in deltas:
+            if delta.finish_reason is not None and delta.usage is not None:
+                usage = _sum(usage, delta.usage)
+            yield _with_usage(delta, usage)
+
+
+async def read_ahead(*streams: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """Deltas of all of them as they come, read at once however slowly they are taken. The first failure is the
+    caller's."""
     queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
     tasks = [asyncio.create_task(_feed(stream, queue)) for stream in streams]
-    usage, left = Usage(), len(streams)
+    left = len(streams)
     try:
         while left:
             item = await queue.get()
@@ -109,10 +120,8 @@ async def several(streams: list[AsyncGenerator[Delta, None]]) -> AsyncGenerator[
                 raise item
             if item is None:
                 left -= 1
-                continue
-            if item.finish_reason is not None and item.usage is not None:
-                usage = _sum(usage, item.usage)
-            yield _with_usage(item, usage)
+            else:
+                yield item
     finally:
         for task in tasks:
             task.cancel()
