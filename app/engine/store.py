@@ -121,8 +121,11 @@ class Store:
         return (self.manifest(path.stem) for path in sorted(self.folder.glob("*.json")))
 
     def _place(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise StoreError(f"{name!r} is no name for a model: letters, digits, dots, dashes and underscores.")
+        if not _NAME.fullmatch(name) or name.endswith(".json"):  # that is another model's manifest
+            raise StoreError(
+                f"{name!r} is no name for a model: letters, digits, dots, dashes and underscores, without .json at the "
+                "end; give it another --name."
+            )
         return self.folder / name
 
     def _manifest(self, name: str) -> Path:

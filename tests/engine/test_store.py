@@ -84,6 +84,7 @@ def test_what_is_no_model_is_refused_and_leaves_nothing(store: Store, tmp_path: 
         (str(DEMO / "config.json"), "x", "not a folder"),
         (str(DEMO), "../x", "no name for a model"),
         (str(DEMO), ".x", "no name for a model"),
+        (str(DEMO), "x.json", "no name for a model"),
     ):
         with pytest.raises(StoreError, match=says):
             store.add(source, name=name)
