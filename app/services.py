@@ -193,7 +193,7 @@ def _counters(provider: LocalProvider) -> dict[str, float]:
 
 
 async def _forget(gateway: Gateway, gone: Collection[str]) -> None:
-    for provider in gateway.providers.values():
+    for provider in (*gateway.providers.values(), *gateway.leaving):
         if isinstance(provider, LocalProvider | PrecedentProvider):
             await provider.forget(gone)
 

@@ -41,13 +41,18 @@ def local_engines(gateway: Gateway) -> list[LocalProvider]:
 
 
 def local_engine(gateway: Gateway, model: str | None = None) -> LocalProvider:
-    """That of the target or route named so; the first where nothing here has that name. Raises NotFound."""
+    """That of the target or route named so. Where there is one alone it is meant, however a gateway names it; among
+    several an unknown name is none. Raises NotFound.
+    """
     providers = {provider.name: provider for provider in local_engines(gateway)}
     if not providers:
         raise NotFound("There is no engine in this process.")
     route = gateway.router.routes.get(model or "")
-    names = (model, *(route.targets if route else ()), *providers)
-    return next(providers[name] for name in names if name in providers)
+    default = providers if model is None or len(providers) == 1 else ()
+    for name in (model, *(route.targets if route else ()), *default):
+        if name in providers:
+            return providers[name]
+    raise NotFound(f"There is no model {model!r} in this process.")
 
 
 class ReplicaController(Controller):

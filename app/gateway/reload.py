@@ -124,9 +124,20 @@ class Reloader:
         self._events.publish("config", {"loaded_at": self.loaded_at, "error": None})
         log.info("configuration loaded", targets=len(board.targets), routes=len(board.router.routes))
         for guarded in gone:
-            task = asyncio.create_task(_close_when_idle(guarded))
+            self._gateway.leaving.append(guarded.provider)
+            task = asyncio.create_task(self._close_when_idle(guarded))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _close_when_idle(self, guarded: GuardedTarget) -> None:
+        try:
+            # A request may have chosen the target and not asked it yet.
+            await asyncio.sleep(GRACE_SECONDS)
+            while guarded.running:
+                await asyncio.sleep(DRAIN_STEP_SECONDS)
+        finally:
+            await guarded.provider.close()
+            self._gateway.leaving.remove(guarded.provider)
 
     async def _watch(self) -> None:
         while True:
@@ -145,16 +156,6 @@ class Reloader:
         if _fingerprint(self.settings.source) != self._seen_file:
             return True
         return await catalog.read_stamp(self._database) != self.stored.stamp
-
-
-async def _close_when_idle(guarded: GuardedTarget) -> None:
-    try:
-        # A request may have chosen the target and not asked it yet.
-        await asyncio.sleep(GRACE_SECONDS)
-        while guarded.running:
-            await asyncio.sleep(DRAIN_STEP_SECONDS)
-    finally:
-        await guarded.provider.close()
 
 
 def _read(settings: Settings) -> Settings:

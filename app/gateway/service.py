@@ -43,6 +43,8 @@ class Gateway:
         semantic: SemanticCache,
     ) -> None:
         self.board = board
+        self.leaving: list[Provider] = []
+        """Of former boards, which still answer what they began."""
         self.writer = writer
         self._meter = meter
         self._metrics = metrics

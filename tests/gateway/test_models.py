@@ -246,6 +246,13 @@ async def test_the_wait_for_a_wake_is_a_stage_of_the_request(narrow: Site) -> No
     assert [span["duration_ms"] > 1 for span in shown["spans"] if span["name"] == "wake"] == [True]
 
 
+async def test_an_unknown_model_is_none_of_several(narrow: Site) -> None:
+    headers = await narrow.headers("several")
+    for name, status in (("two", 200), ("typo", 404)):
+        answer = await narrow.client.get(f"/api/v1/engine/state?model={name}", headers=headers)
+        assert answer.status_code == status
+
+
 async def test_a_model_that_is_never_idle_keeps_others_out_but_nobody_hangs(
     firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
 ) -> None:

@@ -11,9 +11,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from app import services
 from app.asgi import create_app
 from app.config import Settings
 from app.gateway import reload
+from app.gateway.providers.local import LocalProvider
 from app.tenants import audit
 from app.tenants.principal import Scope
 from app.tenants.sealing import new_key
@@ -243,4 +245,26 @@ async def test_a_model_is_added_and_taken_away_without_a_restart(
     assert (await place.ask("late")).status_code == 404
     async with asyncio.timeout(10):
         while device.held.keys() - device.fixed.keys():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_model_on_its_way_out_is_told_what_is_forgotten(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may still be answering from the document."""
+    monkeypatch.setattr(reload, "GRACE_SECONDS", 1.0)
+    model = (
+        f"[[models]]\nname = 'late'\nmodel = '{tiny_model(tmp_path / 'tiny')}'\nthreads = 1\nkv_cache_bytes = 1000000\n"
+    )
+    place.write(more=model)
+    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    gateway = place.site.services.gateway
+    late = gateway.providers["late"]
+    place.write()
+    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    assert late not in gateway.providers.values() and gateway.leaving == [late]
+    await services._forget(gateway, ["a document"])
+    assert isinstance(late, LocalProvider) and "a document" in late._gone
+    async with asyncio.timeout(10):
+        while gateway.leaving:
             await asyncio.sleep(0.02)
