@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from app.db import Database
 from app.errors import NotFound
@@ -82,6 +82,10 @@ def model_state(provider: LocalProvider, gateway: Gateway) -> ModelState:
     )
 
 
+def _outline(model: ModelState) -> ModelState:
+    return structs.replace(model, model="", trouble="not well" if model.trouble else None, last_used=None)
+
+
 def named(gateway: Gateway, name: str) -> LocalProvider:
     """Raises NotFound."""
     for provider in local_engines(gateway):
@@ -95,9 +99,13 @@ class ModelController(Controller):
     tags = ("engine",)
 
     @get(guards=(requires_scope(Scope.USAGE),), summary="The models of this process and what they hold")
-    async def list_models(self, gateway: NamedDependency[Gateway]) -> ModelList:
+    async def list_models(self, gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> ModelList:
+        """Folders, the words of errors and when a model was last used are for operators."""
         devices = [DeviceState(one.device, one.budget, one.held) for one in gateway.board.devices.all()]
-        return ModelList([model_state(provider, gateway) for provider in local_engines(gateway)], devices)
+        models = [model_state(provider, gateway) for provider in local_engines(gateway)]
+        if Scope.OPERATOR not in principal.scopes:
+            models = [_outline(model) for model in models]
+        return ModelList(models, devices)
 
     @post("/{name:str}/sleep", status_code=200, guards=(requires_scope(Scope.OPERATOR),), summary="Free its memory")
     async def sleep(

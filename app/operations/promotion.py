@@ -16,6 +16,7 @@ from app.config import RouteSettings, Settings
 from app.db import Database, now
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.gateway import catalog
+from app.gateway.routing import Router
 from app.operations.gate import ACTION
 from app.tenants import audit
 from app.tenants.models import AuditEntry
@@ -31,8 +32,7 @@ async def promote(database: Database, settings: Settings, model: str, target: st
     where no gate has passed and nothing is forced.
     """
     stored = await catalog.read_stored(database, Sealer(settings.auth.encryption_key))
-    in_force = catalog.overlaid(settings, stored.entries)
-    route = _route(in_force, model, target)
+    route = _route(Router(catalog.overlaid(settings, stored.entries)), model, target)
     targets = (target, *(name for name in route.targets if name != target))
     body = {**_given(route), "model": model, "targets": list(targets)}
     made = catalog.checked(catalog.ROUTES, body)
@@ -51,11 +51,11 @@ async def promote(database: Database, settings: Settings, model: str, target: st
     return made
 
 
-def _route(settings: Settings, model: str, target: str) -> RouteSettings:
-    route = next((one for one in settings.routes if one.model == model), None)
+def _route(router: Router, model: str, target: str) -> RouteSettings:
+    route = router.routes.get(model)
     if route is None:
         raise NotFound(f"There is no route {model!r}.")
-    if target not in {*(one.name for one in settings.targets), *settings.local_models}:
+    if target not in router.targets:
         raise NotFound(f"There is no target {target!r}.")
     if route.strategy != "order":
         raise InvalidRequest(f"Route {model!r} goes by {route.strategy}, not by the order of its targets.")

@@ -246,6 +246,16 @@ async def test_the_wait_for_a_wake_is_a_stage_of_the_request(narrow: Site) -> No
     assert [span["duration_ms"] > 1 for span in shown["spans"] if span["name"] == "wake"] == [True]
 
 
+async def test_folders_and_last_use_are_for_operators(narrow: Site) -> None:
+    operator = await narrow.headers("seers", scopes=OPERATOR)
+    said(await chat(narrow, "one", "x", operator))
+    seen = []
+    for headers in (operator, await narrow.headers("seers")):
+        models = (await narrow.client.get("/api/v1/engine/models", headers=headers)).json()["models"]
+        seen.append([bool(model["model"] or model["last_used"]) for model in models])
+    assert seen == [[True, True], [False, False]]
+
+
 async def test_an_unknown_model_is_none_of_several(narrow: Site) -> None:
     headers = await narrow.headers("several")
     for name, status in (("two", 200), ("typo", 404)):
