@@ -19,8 +19,8 @@ from app.tenants.principal import Principal, Scope
 
 
 class PassageOfAnswer(Struct):
-    """`title`: null where the document is gone, or no longer for the caller. `start`, `end`, `section`: of the passage, in
-    the text of that version; null there too, and where an earlier turn of the conversation brought the document in.
+    """`title`: null where the document is gone, or no longer for the caller. `start`, `end`, `section`: of the passage,
+    in the text of that version; null there too, and where an earlier turn of the conversation brought the document in.
     """
 
     document_id: UUID
