@@ -1,6 +1,7 @@
 """What types alone do not catch. Each raises ConfigurationError."""
 
 import ipaddress
+import re
 
 from app.config.sections import (
     AuthSettings,
@@ -19,6 +20,7 @@ from app.config.sections import (
 from app.errors import ConfigurationError
 
 LOCAL = "local"  # name and kind of the target that the model of [engine] is
+_ADAPTER = re.compile(r"[A-Za-z0-9._-]+")
 STRATEGIES = ("order", "weight", "latency", "cost", "load", "affinity", "hybrid")
 
 
@@ -47,6 +49,7 @@ def validate_models(
     on_gpu = sum(one.device.startswith("cuda") for _, one in every)
     for name, one in every:
         where = f"model {name!r}"
+        _validate_adapters(where, one)
         if not 1 <= one.quality <= 5:
             raise ConfigurationError(f"{where}: quality must lie between 1 and 5")
         if budget and one.kv_cache_bytes > budget:
@@ -64,12 +67,23 @@ def _validate_model_names(
     for model in models:
         if not model.model:
             raise ConfigurationError(f"model {model.name!r} names no folder, hub model or stored model in `model`")
-    served = [model.served_name or model.name for model in models] + [engine.served_name] * bool(engine.model)
+    every = [engine] * bool(engine.model) + [model.over(engine) for model in models]
+    served = [name for one in every for name in (one.served_name, *one.adapter_models)]
     if len(set(served)) != len(served):
         raise ConfigurationError("every model needs a served_name of its own")
     for target in targets:
         if target.name in names and target.provider != LOCAL:
             raise ConfigurationError(f"target {target.name!r} has the name of a model of [[models]]")
+
+
+def _validate_adapters(where: str, engine: EngineSettings) -> None:
+    for entry in engine.adapters:
+        name, _, folder = entry.partition("=")
+        if not _ADAPTER.fullmatch(name) or not folder:
+            named = "NAME=FOLDER, the name of letters, digits, '.', '_' and '-'"
+            raise ConfigurationError(f"{where}: adapters has {entry!r}, which is not {named}")
+    if len(engine.adapter_folders) != len(engine.adapters):
+        raise ConfigurationError(f"{where}: every one of its adapters needs a name of its own")
 
 
 def validate_price(price: PriceSettings) -> None:

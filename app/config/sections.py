@@ -180,6 +180,11 @@ class EngineSettings:
     pipeline_parallel_size: int = setting(
         1, "Stages that the model's layers are split into, each with processes of its own; see docs/parallel.md."
     )
+    adapters: tuple[str, ...] = setting(
+        (),
+        "LoRA adapters of the model, each NAME=FOLDER (PEFT's format), served as the model SERVED_NAME:NAME; see "
+        "docs/models.md.",
+    )
     max_queue_seconds: float = setting(
         60.0,
         "A request that the engine has not started by then, or whose model has not woken, goes to the next target, or "
@@ -191,6 +196,16 @@ class EngineSettings:
         "Bytes that models may take on each device together: weights and KV caches of all in-process models, embedding "
         "and rerank model; models sleep and wake to keep it, see docs/models.md. 0: unlimited.",
     )
+
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """By the adapter's name."""
+        return {name: folder for name, _, folder in (entry.partition("=") for entry in self.adapters)}
+
+    @property
+    def adapter_models(self) -> dict[str, str]:
+        """The adapter's name by that of the model that it is served as."""
+        return {f"{self.served_name}:{name}": name for name in self.adapter_folders}
 
     @property
     def model_source(self) -> str:
@@ -209,6 +224,7 @@ class ModelSettings:
     revision: str = setting("", "Commit or tag of a hub model; empty: its default branch.")
     checksums: str = setting("", "File of SHA-256 sums that it must match; empty: SHA256SUMS in its folder, if any.")
     pinned: bool = setting(False, "Whether it is never put to sleep for others.")
+    adapters: tuple[str, ...] = setting((), "Its own LoRA adapters, each NAME=FOLDER; see those of [engine].")
     quality: int | None = setting(None, "What it is good for, 1 to 5. This and what follows: as in [engine] if absent.")
     device: str | None = setting(None, "Device that it runs on.")
     dtype: str | None = setting(None, "auto, float32 or bfloat16.")

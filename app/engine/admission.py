@@ -8,12 +8,14 @@ from app.errors import ContextTooLong, InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_model_len: prompt plus output tokens of one request.  max_num_seqs: requests running at once."""
+    """max_model_len: prompt plus output tokens of one request.  max_num_seqs: requests running at once.  adapters: by
+    name."""
 
     max_model_len: int
     vocab_size: int
     has_tokenizer: bool
     max_num_seqs: int = 1
+    adapters: frozenset[str] = frozenset()
 
 
 def check_request(request: Request, limits: Limits) -> int:
@@ -25,6 +27,8 @@ def check_request(request: Request, limits: Limits) -> int:
         raise ContextTooLong(len(prompt), limits.max_model_len)
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         raise InvalidRequest(f"Prompt token ids must be between 0 and {limits.vocab_size - 1}.", param="messages")
+    if request.adapter is not None and request.adapter not in limits.adapters:
+        raise InvalidRequest(f"There is no adapter {request.adapter!r}.", param="model")
     for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias)):
         unknown = [i for i in ids if i >= limits.vocab_size]
         if unknown:

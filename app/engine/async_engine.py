@@ -132,9 +132,9 @@ class AsyncEngine:
         """Prompt tokens and prefix cache hits per access label."""
         return self.engine.label_counts()
 
-    def keys(self, segments: Seq[TokenSegment]) -> PromptKeys:
+    def keys(self, segments: Seq[TokenSegment], adapter: str | None = None) -> PromptKeys:
         """A prompt's block keys, for match() and predict_ttft(). About 2 microseconds per block."""
-        return self.engine.forecast.keys(segments)
+        return self.engine.forecast.keys(segments, adapter)
 
     def match(self, prompt: PromptKeys | Seq[TokenSegment]) -> list[int]:
         """Tokens of each segment that are in the cache now."""

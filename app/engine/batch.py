@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from app.engine.lora import AdapterBatch
 from app.engine.schedule import Schedule, ScheduledRow
 from app.kernels.paged_plan import DevicePlan
 from app.kernels.plan import AttentionPlan, ContextPart, DecodePart, OwnPart, PrefixPart
@@ -23,7 +24,7 @@ class ForwardBatch:
 
     token_ids, positions: integers [T].  kv_rows: where keys and values go, and plans: one attention plan per sliding
     window in the model (None: no window), both as app.kernels.dispatch says for the kernels in use.  last: integers
-    [n], the flat token of each row that samples.
+    [n], the flat token of each row that samples.  adapters: of the rows, None where none has one.
     """
 
     token_ids: Tensor
@@ -31,6 +32,7 @@ class ForwardBatch:
     kv_rows: Tensor
     last: Tensor
     plans: Mapping[int | None, AttentionPlan | DevicePlan]
+    adapters: AdapterBatch | None = None
 
 
 def build_batch(schedule: Schedule, *, block_size: int, num_kv_heads: int, windows: set[int | None]) -> ForwardBatch:

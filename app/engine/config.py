@@ -54,6 +54,8 @@ class EngineConfig:
     tensor_parallel_size, pipeline_parallel_size: ranks that share each layer, and stages that the layers fall into
         (docs/parallel.md); their product are the processes of this machine that hold the model, on GPUs one device
         each from cuda:0 on. kv_cache_bytes and threads are then those of each.
+    adapters: folders of LoRA adapters in PEFT's format by the name that requests give (lora.py); on one rank, without
+        cuda_graphs and deterministic.
     stall_s: no step progressed for so long while there was work: not healthy, and waiters fail.
     """
 
@@ -87,6 +89,7 @@ class EngineConfig:
     deterministic: bool = False
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def num_ranks(self) -> int:
@@ -111,6 +114,7 @@ class EngineConfig:
         _require(self.restart_backoff_s >= 0, "restart_backoff_s must be at least 0")
         _require(self.stall_s > 0, "stall_s must be more than 0")
         self._check_ranks()
+        self._check_adapters()
 
     def _check_device(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -135,6 +139,13 @@ class EngineConfig:
         _require(":" not in self.device, f"several ranks take one GPU each: device must be 'cuda', not {self.device!r}")
         sized = self.device != "cuda" or self.kv_cache_bytes is not None or self.num_blocks is not None
         _require(sized, "several ranks on GPUs need kv_cache_bytes, of each: only a rank alone measures what is left")
+
+    def _check_adapters(self) -> None:
+        if not self.adapters:
+            return
+        _require(all(self.adapters), "adapters must have names")
+        plain = self.num_ranks == 1 and not self.cuda_graphs and not self.deterministic
+        _require(plain, "adapters run on one rank, without cuda_graphs and deterministic")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,8 @@ class LLMEngine:
         self.tokenizer = warm.tokenizer_of(runner.folder)
         laps.lap("tokenizer")
         has_text = self.tokenizer is not None
-        self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, has_text, config.max_num_seqs)
+        adapters = frozenset(config.adapters)
+        self.limits = Limits(runner.max_model_len, runner.spec.vocab_size, has_text, config.max_num_seqs, adapters)
         self.grammars = Grammars(self.tokenizer, runner.spec.vocab_size, runner.spec.eos_token_ids)
         self.speculator = Speculator(self.forecast.cost, config.max_draft_tokens, runner.draft_model)
         self._sequences: dict[str, Sequence] = {}

@@ -116,7 +116,7 @@ class Forecaster:
         self._rows = self._written = self._drafts = 0.0  # decoding rows, and their tokens, lately
         self._last: float | None = None  # when the step before this one was over, if there was work ever since
 
-    def keys(self, segments: Seq[TokenSegment]) -> PromptKeys:
+    def keys(self, segments: Seq[TokenSegment], adapter: str | None = None) -> PromptKeys:
         """Hashing is the larger part of a prediction, so it is done once per prompt."""
         lengths = [len(segment.token_ids) for segment in segments]
         ends = tuple(sum(lengths[: i + 1]) for i in range(len(lengths)))
@@ -124,7 +124,8 @@ class Forecaster:
             return PromptKeys(ends, ())
         tokens = [token for segment in segments for token in segment.token_ids]
         labels = LabelChain([(len(s.token_ids), s.label) for s in segments])
-        return PromptKeys(ends, tuple(block_keys(self._hasher, tokens, labels, len(tokens) // self._block_size)))
+        count = len(tokens) // self._block_size
+        return PromptKeys(ends, tuple(block_keys(self._hasher, tokens, labels, count, adapter)))
 
     def match(self, prompt: PromptKeys) -> list[int]:
         """Resident tokens per segment."""

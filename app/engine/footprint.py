@@ -15,6 +15,7 @@ from app.engine.config import EngineConfig
 from app.engine.device import open_device
 from app.engine.kv_cache import page_dtype
 from app.engine.laps import Laps
+from app.engine.lora_files import adapter_bytes
 from app.engine.model import device_of
 from app.engine.parallel.layout import Layout
 from app.engine.runner import pool_shape, resolve_dtype, resolve_folder
@@ -47,7 +48,8 @@ def prepare(config: EngineConfig, laps: Laps) -> Prepared:
 
 
 def footprint(config: EngineConfig, folder: Path) -> int:
-    """Bytes of weights and KV pool, draft model included; of dummy weights none, they are counted when they are there.
+    """Bytes of weights and KV pool, draft model and adapters included; of dummy weights none, they are counted when
+    they are there.
 
     Exact for plain weights; packed ones may take a little more once a device's kernels have laid them out. Of several
     ranks all that they take together.
@@ -61,6 +63,7 @@ def footprint(config: EngineConfig, folder: Path) -> int:
     pages = page_dtype(config.kv_cache_dtype, dtype)
     total = layout.num_ranks * tokens * part.kv_bytes_per_token(pages)
     total += 0 if config.load_format == "dummy" else _weight_bytes(folder, spec, dtype)
+    total += adapter_bytes(config.adapters, spec, dtype)
     if draft is not None:
         small = read_spec(draft)
         total += tokens * small.kv_bytes_per_token(pages) + _weight_bytes(draft, small, dtype)

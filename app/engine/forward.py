@@ -12,6 +12,7 @@ from app.engine.decoder import Decoder
 from app.engine.device import Device
 from app.engine.graphs import DecodeGraphs, GraphShape
 from app.engine.kv_cache import KVCache
+from app.engine.lora import AdapterBatch
 from app.engine.paged_batch import BlockTables, HostBatch, PagedBatches, to_device
 from app.engine.request import Request, Sequence, TokenSegment
 from app.engine.schedule import Schedule, ScheduledRow
@@ -52,6 +53,8 @@ class ReferenceForward:
         heads = self._decoder.spec.num_kv_heads
         batch = build_batch(schedule, block_size=self._size, num_kv_heads=heads, windows=self._windows)
         batch.token_ids = self._tokens.resolve(batch.token_ids)
+        if self._decoder.adapters is not None:
+            batch.adapters = self._decoder.adapters.batch(schedule, lambda tokens: tokens)
         self._tell(batch)
         return self._decoder.forward(batch, self._cache)
 
@@ -92,7 +95,9 @@ class PagedForward:
             logits = self._replay(graphs, schedule, bucket - sum(counts)) if bucket is not None else None
             if logits is not None:
                 return logits
-        return self._eager(self._batches.host(schedule))
+        adapters = self._decoder.adapters
+        named = adapters.batch(schedule, self._device.upload) if adapters is not None else None
+        return self._eager(self._batches.host(schedule), named)
 
     def follow(self, batch: HostBatch) -> None:
         self._eager(batch)
@@ -156,9 +161,9 @@ class PagedForward:
         seq.block_ids = [self._dummy] * -(-length // self._size)
         return seq
 
-    def _eager(self, host: HostBatch) -> Tensor:
+    def _eager(self, host: HostBatch, adapters: AdapterBatch | None = None) -> Tensor:
         self._tell(host)
-        return self._forward(to_device(host, self._device.upload))
+        return self._forward(replace(to_device(host, self._device.upload), adapters=adapters))
 
     def _forward(self, batch: ForwardBatch) -> Tensor:
         """Captured as it is: what is pending is looked up at every replay."""

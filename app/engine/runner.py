@@ -16,6 +16,7 @@ from app.engine.device import Device, Download, open_device, upload_all
 from app.engine.kv_cache import page_dtype
 from app.engine.laps import Laps
 from app.engine.loader import DecoderWeights, load_weights
+from app.engine.lora_files import load_adapters
 from app.engine.model import choose_kernels, device_of, on_device, prepare, read_weights
 from app.engine.parallel.joining import Meeting
 from app.engine.parallel.layout import Layout, Part
@@ -152,6 +153,8 @@ class ModelRunner:
         if isinstance(self.kernels, ReferenceKernels):  # a GPU's pool is measured with the model in place
             _, longest = pool_shape(config, part.spec, self.dtype, draft)
         self.decoder = self._joined(config, part, longest, kept)
+        with on_device(self.device):
+            self.decoder.adapters = load_adapters(config.adapters, self.spec, self.dtype)
         self._drafter = self._draft_decoder(draft, config, longest) if draft is not None else None
         laps.lap("weights")
         pool = Pool(*pool_shape(config, part.spec, self.dtype, draft, self._budget(config)))
@@ -181,7 +184,7 @@ class ModelRunner:
         """What grows with the model and its pool."""
         drafts = [self._drafter.weights] if self._drafter is not None else []
         pages = [self.draft_model.cache] if self.draft_model is not None else []
-        return [self.decoder.weights, self.cache, *drafts, *pages]
+        return [self.decoder.weights, self.decoder.adapters, self.cache, *drafts, *pages]
 
     def _joined(self, config: EngineConfig, part: Part, longest: int, kept: DecoderWeights | None) -> Decoder:
         """Every rank loads its part at the same time; then they meet."""

@@ -59,7 +59,7 @@ class Decision:
 
 class Router:
     """Holds targets and routes. Each in-process model is a target (that of [engine] is `local`) with a route under its
-    served name."""
+    served name, and one for each of its adapters."""
 
     def __init__(self, settings: Settings) -> None:
         alone = settings.server.role == "engine"
@@ -67,7 +67,8 @@ class Router:
         self.routes = {} if alone else {route.model: route for route in settings.routes}
         for name, engine in settings.local_models.items():
             self.targets.setdefault(name, _local(name, engine))
-            self.routes.setdefault(engine.served_name, RouteSettings(model=engine.served_name, targets=(name,)))
+            for model in (engine.served_name, *engine.adapter_models):
+                self.routes.setdefault(model, RouteSettings(model=model, targets=(name,)))
         for route in self.routes.values():
             missing = [name for name in route.targets if name not in self.targets]
             if missing:

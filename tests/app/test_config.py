@@ -124,6 +124,11 @@ ENGINE = "[engine]\nmodel='one'\n"
         ("[[models]]\nname='a'\nmodel='x'\nserved_name='precedent-demo'", "served_name"),
         ("[[models]]\nname='a'\nmodel='x'\n[[targets]]\nname='a'\nbase_url='http://x/v1'", "name of a model"),
         ("[[models]]\nname='a'\nmodel='x'\nquality=6", "'a': quality"),
+        ("adapters=['x']", "'local': adapters has 'x', which is not NAME=FOLDER"),
+        ("adapters={x='folder'}", "adapters has 'x', which is not NAME=FOLDER"),
+        ("adapters=['a:b=folder']", "the name of letters, digits"),
+        ("adapters=['a=x', 'a=y']", "'local': every one of its adapters needs a name"),
+        ("served_name='m'\nadapters=['a=x']\n[[models]]\nname='m:a'\nmodel='x'", "served_name of its own"),
         ("memory_budget_bytes=-1", "negative"),
         ("memory_budget_bytes=100\nkv_cache_bytes=101", "kv_cache_bytes alone"),
         ("memory_budget_bytes=100\n[[models]]\nname='a'\nmodel='x'\nkv_cache_bytes=101", "'a': its kv_cache_bytes"),
@@ -139,7 +144,7 @@ def test_models_that_make_no_sense_are_refused(tmp_path: Path, text: str, says: 
 
 
 def test_a_model_is_as_the_engine_where_it_does_not_say_otherwise(tmp_path: Path) -> None:
-    own = "max_num_seqs=3\nkv_cache_bytes=7\nchecksums='sums'\ndraft_model='small'\npinned=true\n"
+    own = "max_num_seqs=3\nkv_cache_bytes=7\nchecksums='sums'\ndraft_model='small'\npinned=true\nadapters=['a=b']\n"
     further = "[[models]]\nname='two'\nmodel='second'\nkv_cache_bytes=9\nmax_draft_tokens=0\n"
     settings = load(tmp_path, ENGINE + own + further)
     one, two = settings.local_models.values()
@@ -147,4 +152,5 @@ def test_a_model_is_as_the_engine_where_it_does_not_say_otherwise(tmp_path: Path
     assert (two.model, two.served_name, two.max_num_seqs, two.kv_cache_bytes) == ("second", "two", 3, 9)
     assert (two.checksums, two.draft_model, two.max_draft_tokens, two.pinned) == ("", "", 0, False)
     assert one.draft_model == "small" and one.pinned
+    assert (one.adapter_folders, two.adapter_folders) == ({"a": "b"}, {}), "an adapter is of one base model"
     assert settings.as_role("gateway").local_models == {}

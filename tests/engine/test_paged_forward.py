@@ -205,7 +205,7 @@ def test_a_step_that_no_graph_holds_runs_without_one(
     assert isinstance(forward, PagedForward)
     steps = []
     eager = forward._eager
-    monkeypatch.setattr(forward, "_eager", lambda host: steps.append(host.num_tokens) or eager(host))
+    monkeypatch.setattr(forward, "_eager", lambda host, *more: steps.append(host.num_tokens) or eager(host, *more))
     asked, sampling = prompts(14, 15), SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     assert tokens_of(engine, asked, sampling) == tokens_of(LLMEngine(base), asked, sampling)
     assert steps == [24, 6, 2, 1]  # prompts in chunks, a step in a graph, then two that read more than 16 keys
@@ -223,7 +223,7 @@ def test_graphs_for_several_tokens_per_row_take_what_those_for_one_do_not(
     forward.capture(tokens_per_row=3)
     steps: list[int] = []
     eager = forward._eager
-    monkeypatch.setattr(forward, "_eager", lambda host: steps.append(host.num_tokens) or eager(host))
+    monkeypatch.setattr(forward, "_eager", lambda host, *more: steps.append(host.num_tokens) or eager(host, *more))
     asked, sampling = prompts(3, 24, 2), SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     assert tokens_of(engine, asked, sampling) == tokens_of(LLMEngine(base), asked, sampling)
     assert steps == [24]

@@ -93,7 +93,8 @@ class LocalProvider:
         from app.gateway.providers.local_request import RequestBuilder
 
         if self._engine is not None and self._engine.tokenizer is not None:
-            self._builder = RequestBuilder(self._engine.tokenizer, self.settings.max_queue_seconds or None)
+            longest, adapters = self.settings.max_queue_seconds or None, self.settings.adapter_models
+            self._builder = RequestBuilder(self._engine.tokenizer, longest, adapters)
 
     @property
     def opened(self) -> bool:
@@ -200,7 +201,7 @@ class LocalProvider:
             raise source_gone()
         try:
             if self._advertised:
-                keys = engine.keys(segments)
+                keys = engine.keys(segments, self._adapter(request))
                 self._residency.served(request, prompt.ends, keys, engine.config.block_size)
             streams = self._choices(engine, request, segments, waited)
         except EngineError as error:
@@ -274,7 +275,7 @@ class LocalProvider:
         engine = self._running()
         if engine is None:
             return Forecast(self.model.first_token_s(_count(segments)) * 1000)
-        predicted = engine.predict_ttft(segments, quantile=0.9)
+        predicted = engine.predict_ttft(engine.keys(segments, self._adapter(request)), quantile=0.9)
         return Forecast(predicted.quantile_s * 1000, predicted.cached_tokens)
 
     def queue_ms(self) -> float | None:
@@ -312,6 +313,9 @@ class LocalProvider:
         if sum(len(message.text) for message in request.messages) > INLINE_CHARACTERS:
             return await asyncio.to_thread(builder.prompt, request)
         return builder.prompt(request)
+
+    def _adapter(self, request: ChatRequest) -> str | None:
+        return self.settings.adapter_models.get(request.model)
 
     def _running(self) -> "AsyncEngine | None":
         """None while the model is not awake. Raises UpstreamError before start()."""

@@ -24,7 +24,7 @@ class Residency:
 
     def served(self, request: ChatRequest, ends: list[int], prompt: "PromptKeys", block_size: int) -> None:
         """ends: tokens up to the end of each segment of content."""
-        names = fingerprints(request.messages)
+        names = fingerprints(request.messages, request.model)
         if len(names) != len(ends):  # a chat template that leaves out or repeats a message
             return
         for name, end in zip(names, ends, strict=True):

@@ -39,4 +39,5 @@ def engine_config(s: EngineSettings) -> "EngineConfig":
         draft_model=s.draft_model or None,
         tensor_parallel_size=s.tensor_parallel_size,
         pipeline_parallel_size=s.pipeline_parallel_size,
+        adapters={name: Path(folder) for name, folder in s.adapter_folders.items()},
     )

@@ -3,6 +3,7 @@
 Loaded by LocalProvider.start(), since it imports the engine.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,8 +43,12 @@ class Prompt:
 class RequestBuilder:
     """For one tokenizer. Raises InvalidRequest for what its model cannot do."""
 
-    def __init__(self, tokenizer: Tokenizer, max_queue_seconds: float | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_queue_seconds: float | None, adapters: Mapping[str, str] | None = None
+    ) -> None:
+        """adapters: by the model name that asks for one."""
         self._tokenizer = tokenizer
+        self._adapters = adapters or {}
         self._max_queue_seconds = max_queue_seconds
         # Token ids of firm-wide segments: the policy is the same bytes in every request.
         self._firm_wide: dict[str, list[int]] = {}
@@ -60,6 +65,7 @@ class RequestBuilder:
             grammar=self._grammar(request.upstream_only),
             continues_text=request.raw,
             draft_token_ids=self._predicted(request.upstream_only.get(PREDICTION), request.draft),
+            adapter=self._adapters.get(request.model),
         )
 
     def _predicted(self, prediction: dict[str, Any] | None, draft: str) -> tuple[int, ...]:

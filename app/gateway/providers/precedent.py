@@ -68,7 +68,7 @@ class PrecedentProvider(HttpProvider):
         advert = self._advert
         if advert is None:
             return None
-        cached, rest = split(request.messages, advert.prefixes)
+        cached, rest = split(request.messages, advert.prefixes, self.target.model or request.model)
         return Forecast(advert.ttft_ms + estimate_text(rest) * advert.ms_per_token, cached)
 
     def queue_ms(self) -> float | None:

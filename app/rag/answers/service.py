@@ -80,8 +80,9 @@ class AnswerService:
         noise = self._settings.reuse_noise
         if not noise:
             return passages
-        resident = self._gateway.resident(request.model or self._gateway.router.default_model)
-        return reuse_order(passages, resident, noise, lambda some: prompt(principal, some, request.question))
+        model = request.model or self._gateway.router.default_model
+        resident = self._gateway.resident(model)
+        return reuse_order(passages, resident, noise, lambda some: prompt(principal, some, request.question), model)
 
     def _affordable(self, request: AnswerRequest) -> int:
         """Passages to read: under load fewer, from half of what counts as overload on."""
