@@ -302,11 +302,12 @@ async def test_where_a_wake_fails_the_fallback_serves(
         assert failed.status_code == 502 and "cannot serve" in json.dumps(failed.json())
         served = await chat(site, "two-or-echo", "x", headers, ignore_eos=None)
         assert served.headers["x-precedent-served-by"] == "fake"
-        assert "safetensors" in (await models(site, headers))["two"]["trouble"] and there(site) == 0
+        operator = await site.headers(scopes=OPERATOR)
+        assert "safetensors" in (await models(site, operator))["two"]["trouble"] and there(site) == 0
+        assert (await models(site, headers))["two"]["trouble"] == "not well"
         assert (await site.client.get("/health/ready")).status_code == 503
         said(await chat(site, "one", "x", headers))
         (gone / "away").rename(gone / "model.safetensors")
-        operator = await site.headers(scopes=OPERATOR)
         woken = await site.client.post("/api/v1/engine/models/two/wake", headers=operator)
         assert woken.json()["state"] == "awake" and woken.json()["trouble"] is None
 
