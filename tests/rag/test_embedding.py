@@ -23,6 +23,14 @@ def test_vectors_have_unit_length_and_do_not_depend_on_the_batch(minilm: Embedde
     assert minilm.embed([]).shape == (0, 384)
 
 
+def test_packed_questions_see_themselves_alone() -> None:
+    exact = Embedder(dtype="float32")
+    asked = ["Notice?", "What is the governing law?", "the Supply Agreement between Acme Corporation and Beta Limited"]
+    alone = np.stack([exact.embed_query(text) for text in asked])
+    assert np.abs(exact.embed_queries(asked) - alone).max() < 1e-5
+    assert np.abs(exact.embed(asked) - alone).max() < 1e-5, "padded, as documents are"
+
+
 def test_meaning_is_near(minilm: Embedder) -> None:
     question = minilm.embed_query("Which state's law applies?")
     law, rent = minilm.embed(["Governed by the laws of Delaware.", "Rent is due on the first day of each month."])
