@@ -16,7 +16,16 @@ CONSOLE = Path(__file__).resolve().parent / "app" / "console"
 WEB, STATIC = CONSOLE / "web", CONSOLE / "static"
 STAMP = STATIC / ".source"
 LOCK = WEB / "node_modules" / ".lock"
-SOURCES = ("src", "public", "index.html", "vite.config.ts", "tsconfig.json", "package.json", "package-lock.json")
+SOURCES = (
+    "src",
+    "public",
+    "index.html",
+    "docs.html",
+    "vite.config.ts",
+    "tsconfig.json",
+    "package.json",
+    "package-lock.json",
+)
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface

@@ -14,7 +14,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins import PluginProtocol
 from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
@@ -26,7 +26,7 @@ from litestar.status_codes import (
 
 from app import __version__, telemetry
 from app.config import Settings
-from app.console.controllers import asset, console
+from app.console.controllers import Documentation, asset, console
 from app.console.pulse import Pulse
 from app.errors import AppError, Forbidden, InvalidRequest, NotFound, PayloadTooLarge, Unauthenticated
 from app.gateway.controllers import ChatController
@@ -127,7 +127,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
     """The ASGI application; settings are loaded where none are given."""
     settings = settings or Settings.load()
     models = Router("/", route_handlers=[ChatController, MessagesController])
-    ours = [console, asset] if settings.server.role != "engine" else []
+    has_pages = settings.server.role != "engine"
+    ours = [console, asset] if has_pages else []
     return Litestar(
         route_handlers=[
             live,
@@ -164,7 +165,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         dependencies=_dependencies(),
         exception_handlers=_handlers(),
         lifespan=[partial(_lifespan, settings)],
-        openapi_config=_openapi(),
+        openapi_config=_openapi(Documentation() if has_pages else JsonRenderPlugin()),
         plugins=_plugins(settings),
         request_max_body_size=settings.server.max_body_bytes,
         # Errors are rendered here for every caller alike; nothing of the server's inside is shown.
@@ -233,13 +234,13 @@ def _plugins(settings: Settings) -> list[PluginProtocol]:
     return [OpenTelemetryPlugin(OpenTelemetryConfig(exclude_spans=["receive", "send"]))]
 
 
-def _openapi() -> OpenAPIConfig:
+def _openapi(page: OpenAPIRenderPlugin) -> OpenAPIConfig:
     bearer = SecurityScheme(type="http", scheme="bearer", description="An API key, prc_…")
     return OpenAPIConfig(
         title="Precedent",
         version=__version__,
-        openapi_router=Router("/docs", route_handlers=[], opt=PUBLIC),
-        render_plugins=[ScalarRenderPlugin()],
+        openapi_router=Router("/docs", route_handlers=[], opt=PUBLIC, include_in_schema=False),
+        render_plugins=[page],
         components=Components(security_schemes={"key": bearer}),
         security=[{"key": []}],
     )

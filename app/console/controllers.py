@@ -7,10 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from litestar import Request, Response, get
+from litestar import Request, Response, Router, get
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.params import FromPath
 
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.tenants.auth import PUBLIC
 
 STATIC = Path(__file__).parent / "static"
@@ -49,7 +51,7 @@ def pages(folder: Path) -> dict[str, Page]:
     """Every built file by its name; empty where the console was not built."""
     if not (folder / "index.html").exists():
         return {}
-    files = [folder / "index.html", *(path for path in (folder / "assets").iterdir() if path.is_file())]
+    files = [*folder.glob("*.html"), *(path for path in (folder / "assets").iterdir() if path.is_file())]
     return {path.name: _page(path) for path in files}
 
 
@@ -71,9 +73,27 @@ def console(request: Request[Any, Any, Any], path: FromPath[str] = "") -> Respon
 @get("/console/assets/{name:str}", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
 def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     found = pages(STATIC).get(name)
-    if found is None or name == "index.html":
+    if found is None or name.endswith(".html"):
         raise NotFound("There is no such file.")
     return _answer(request, found, FOREVER)
+
+
+class Documentation(OpenAPIRenderPlugin):
+    """/docs: Swagger UI as it was built with the console. The framework's own pages load theirs from elsewhere, which
+    fails where nothing but this server can be reached.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+
+    def receive_router(self, router: Router) -> None:
+        router.response_headers = [ResponseHeader(name=name, value=value) for name, value in HEADERS.items()]
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        found = pages(STATIC).get("docs.html")
+        if found is None:
+            raise Unavailable(NOT_BUILT)
+        return found.body
 
 
 def _answer(request: Request[Any, Any, Any], page: Page, caching: str) -> Response[bytes]:
