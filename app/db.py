@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
@@ -117,7 +118,9 @@ class Database:
         try:
             async with self._sessions() as session:
                 yield session
-        except (ConnectionError, TimeoutError, PoolTimeout) as error:  # the driver's own: none, or not in time
+        except (ConnectionError, TimeoutError, PoolTimeout) as error:  # no connection, or not in time
+            if not _of_a_driver(error):
+                raise
             raise Unavailable("The database does not answer.") from error
         except DBAPIError as error:
             if error.connection_invalidated:  # it broke
@@ -131,6 +134,12 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _of_a_driver(error: Exception) -> bool:
+    """Drivers raise Python's own errors, as whoever holds the session may for reasons of his own; only theirs came
+    through SQLAlchemy."""
+    return any(frame.f_globals["__name__"].startswith("sqlalchemy.") for frame, _ in walk_tb(error.__traceback__))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
