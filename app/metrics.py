@@ -25,7 +25,7 @@ PER_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 
 DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 STAGE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
-Counts = Callable[[], Mapping[str, float]]
+Counts = Mapping[str, float]
 # What engines count: name here, then the attribute by which a model's series differ and the counter behind each.
 ENGINE_COUNTERS: dict[str, dict[str, str]] = {
     "precedent.engine.steps": {"": "steps"},
@@ -56,7 +56,6 @@ class Metrics:
 
     def __init__(self, settings: TelemetrySettings) -> None:
         self._registry = CollectorRegistry()
-        self._engines: dict[str, Counts] = {}
         readers: list[MetricReader] = [
             PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
         ]
@@ -135,27 +134,13 @@ class Metrics:
 
         self._meter.create_observable_gauge(name, [observe], unit)
 
-    def watch_engine(self, target: str, counts: Counts) -> None:
-        """counts: the engine's own counters by name, asked at each scrape; one it leaves out has no value now."""
-        first = not self._engines
-        self._engines[target] = counts
-        if not first:
-            return
+    def watch_engines(self, engines: Callable[[], Mapping[str, Counts]]) -> None:
+        """engines: those that are there now, by target, each with its own counters by name; asked at each scrape. What
+        is left out has no value now."""
         for name, series in ENGINE_COUNTERS.items():
-            self._meter.create_observable_counter(name, [self._observer(series)], UNITS.get(name, ""))
+            self._meter.create_observable_counter(name, [_observer(series, engines)], UNITS.get(name, ""))
         for name, series in ENGINE_GAUGES.items():
-            self._meter.create_observable_gauge(name, [self._observer(series)], UNITS.get(name, ""))
-
-    def _observer(self, series: Mapping[str, str]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_: CallbackOptions) -> Iterable[Observation]:
-            for target, counts in self._engines.items():
-                found = counts()
-                for kind, counter in series.items():
-                    if counter in found:
-                        by = {"precedent.target": target}
-                        yield Observation(found[counter], by | {"kind": kind} if kind else by)
-
-        return observe
+            self._meter.create_observable_gauge(name, [_observer(series, engines)], UNITS.get(name, ""))
 
     def exposition(self) -> tuple[bytes, str]:
         """Everything in Prometheus' text format, and its media type."""
@@ -164,3 +149,16 @@ class Metrics:
     def close(self) -> None:
         """Push what is left and end the exporter's thread."""
         self._provider.shutdown()
+
+
+def _observer(
+    series: Mapping[str, str], engines: Callable[[], Mapping[str, Counts]]
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        for target, found in engines().items():
+            for kind, counter in series.items():
+                if counter in found:
+                    by = {"precedent.target": target}
+                    yield Observation(found[counter], by | {"kind": kind} if kind else by)
+
+    return observe

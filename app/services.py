@@ -9,7 +9,7 @@ from functools import partial
 from app import migrate
 from app.config import Settings
 from app.db import Database
-from app.errors import AppError, ConfigurationError, NotFound
+from app.errors import ConfigurationError, NotFound
 from app.gateway import catalog
 from app.gateway.cache.exact import ExactCache
 from app.gateway.cache.semantic import SemanticCache
@@ -125,6 +125,7 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
     events = EventBus()
     cache, semantic = ExactCache(settings.cache.max_bytes), SemanticCache(database, settings.cache)
     gateway = Gateway(_switchboard(settings, stored), meter, writer, metrics, events, cache, semantic)
+    metrics.watch_engines(partial(_engines, gateway))
     gateway.board.devices.listen(lambda name, state: events.publish("model", {"model": name, "state": state}))
     authenticator = Authenticator(database, settings.auth)
     forgetting = Forgetting()
@@ -147,7 +148,7 @@ async def _wire(settings: Settings, database: Database, stack: AsyncExitStack) -
         events=events,
         embeddings=Embeddings(library.embedder if library else None, meter, gateway, writer),
         opened=library,
-        reloader=Reloader(settings, database, sealer, gateway, stored, events, partial(_started, metrics)),
+        reloader=Reloader(settings, database, sealer, gateway, stored, events, _keep_policy),
         prober=Prober(gateway),
         metrics=metrics,
         starting=set(gateway.providers),
@@ -167,19 +168,25 @@ def _switchboard(settings: Settings, stored: catalog.Stored) -> Switchboard:
 
 async def _start_targets(services: Services) -> None:
     for name, provider in services.gateway.providers.items():
+        _keep_policy(provider)
         try:
             await provider.start()
-            await _started(services.metrics, name, provider)
         except Exception as error:
             services.failures[name] = f"could not start: {error}"
             log.exception("target could not start", target=name)
         services.starting.discard(name)
 
 
-async def _started(metrics: Metrics, name: str, provider: Provider) -> None:
+def _keep_policy(provider: Provider) -> None:
+    """The firm's policy is computed before the first caller comes, and stays."""
     if isinstance(provider, LocalProvider):
-        metrics.watch_engine(name, partial(_counters, provider))
-        await _pin_policy(provider)
+        question = Message("user", (Segment("?", frozenset({"tenant:none"})),))
+        provider.pin((Message("system", (Segment(LEGAL_PROMPT),)), question))
+
+
+def _engines(gateway: Gateway) -> dict[str, dict[str, float]]:
+    providers = gateway.providers.items()
+    return {name: _counters(one) for name, one in providers if isinstance(one, LocalProvider) and one.opened}
 
 
 def _counters(provider: LocalProvider) -> dict[str, float]:
@@ -196,16 +203,6 @@ async def _forget(gateway: Gateway, gone: Collection[str]) -> None:
     for provider in (*gateway.providers.values(), *gateway.leaving):
         if isinstance(provider, LocalProvider | PrecedentProvider):
             await provider.forget(gone)
-
-
-async def _pin_policy(provider: LocalProvider) -> None:
-    """The firm's policy is computed before the first caller comes, and stays."""
-    system = Message("system", (Segment(LEGAL_PROMPT),))
-    question = Message("user", (Segment("?", frozenset({"tenant:none"})),))
-    try:
-        await provider.pin((system, question))
-    except (ValueError, AppError) as error:
-        log.warning("the policy is not pinned", reason=str(error))
 
 
 async def _stop_targets(services: Services, start: asyncio.Task[None]) -> None:

@@ -66,9 +66,10 @@ class DeviceArbiter:
         self.fixed[name] = num_bytes
 
     def register(self, model: Sleepable) -> None:
-        """Raises ConfigurationError as check()."""
+        """Once or more often. Raises ConfigurationError as check()."""
         self.check(model)
-        self._models.append(model)
+        if model not in self._models:
+            self._models.append(model)
 
     def check(self, model: Sleepable) -> None:
         """Raises ConfigurationError where this model, or another one beside it, could never fit, whoever sleeps."""

@@ -70,10 +70,7 @@ class Resident:
 
         Raises whatever finding, checking and loading raise, and ConfigurationError where it could never fit.
         """
-        prepared = await asyncio.to_thread(prepare, self.engine.config, self._laps)
-        self.engine.warm.folder, self.engine.warm.tokenizer = prepared.folder, prepared.tokenizer
-        self.num_bytes = prepared.num_bytes
-        self.wake_seconds = _START_SECONDS + self.num_bytes / _BYTES_PER_SECOND
+        await self._find()
         self.arbiter.register(self)
         if not self.pinned and not self.arbiter.has_room(self.num_bytes):
             return
@@ -190,10 +187,18 @@ class Resident:
         self._waking.add_done_callback(self._woken)
         return self._waking
 
+    async def _find(self) -> None:
+        prepared = await asyncio.to_thread(prepare, self.engine.config, self._laps)
+        self.engine.warm.folder, self.engine.warm.tokenizer = prepared.folder, prepared.tokenizer
+        self.num_bytes = prepared.num_bytes
+        self.wake_seconds = _START_SECONDS + self.num_bytes / _BYTES_PER_SECOND
+
     async def _wake(self) -> None:
         if self._leaving is not None:
             await asyncio.wait({self._leaving})
-        self.arbiter.check(self)
+        if self.engine.warm.folder is None:  # open() did not find it
+            await self._find()
+        self.arbiter.register(self)
         await self.arbiter.take(self)
         while not await self._load():  # it turned out larger than its files say
             self.arbiter.check(self)

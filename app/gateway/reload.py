@@ -43,11 +43,11 @@ class Reloader:
         gateway: Gateway,
         stored: Stored,
         events: EventBus,
-        started: Callable[[str, Provider], Awaitable[None]],
+        before_start: Callable[[Provider], None],
     ) -> None:
-        """started: called with every provider that the reloader has started."""
+        """before_start: called with every provider that the reloader is about to start."""
         self._events = events
-        self._started = started
+        self._before_start = before_start
         self.error: str | None = None
         self.loaded_at: datetime = now()
         self.settings = settings
@@ -106,11 +106,11 @@ class Reloader:
         board = build(catalog.overlaid(file, stored.entries), stored.secrets, before)
         started: list[GuardedTarget] = []
         try:
-            for name, guarded in board.targets.items():
+            for guarded in board.targets.values():
                 if guarded not in before.targets.values():
                     started.append(guarded)
+                    self._before_start(guarded.provider)
                     await guarded.provider.start()
-                    await self._started(name, guarded.provider)
         except Exception as error:
             for guarded in started:
                 await guarded.provider.close()

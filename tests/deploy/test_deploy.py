@@ -51,7 +51,7 @@ def metric_names() -> set[str]:
     metrics.cache("exact", "hit")
     series = (*ENGINE_COUNTERS.values(), *ENGINE_GAUGES.values())
     counts = {counter: 1.0 for one in series for counter in one.values()}
-    metrics.watch_engine("local", lambda: counts)
+    metrics.watch_engines(lambda: {"local": counts})
     source = (ROOT / "app" / "services.py").read_text()
     for name, unit in re.findall(r'metrics\.watch\(\s*"([\w.]+)", "([^"]+)"', source):
         metrics.watch(name, unit, lambda: 1.0)

@@ -17,6 +17,7 @@ import pytest_asyncio
 from click.testing import CliRunner
 from sqlalchemy import select
 
+from app import services
 from app.asgi import create_app
 from app.cli import main
 from app.config import EngineSettings, ModelSettings, RouteSettings, Settings, TargetSettings
@@ -313,8 +314,9 @@ async def test_where_a_wake_fails_the_fallback_serves(
 
 
 async def test_a_model_that_could_not_start_serves_once_an_operator_has_woken_it(
-    firm: Settings, tmp_path: Path
+    firm: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(services, "LEGAL_PROMPT", "Quote what you say. " * 8)  # the tiny model reads no longer one
     late = tiny_model(tmp_path / "model", seed=1)
     (late / "model.safetensors").rename(tmp_path / "away")
     changed = dataclasses.replace(firm, models=(ModelSettings(name="two", model=str(late)),))
@@ -327,6 +329,34 @@ async def test_a_model_that_could_not_start_serves_once_an_operator_has_woken_it
         assert woken.status_code == 200, woken.text
         said(await chat(site, "two", "x", operator))
         assert (await site.client.get("/health/ready")).json()["reasons"] == {}
+        one, two = local_engines(site.services.gateway)
+        assert one.load().pinned_blocks == two.load().pinned_blocks == 10, "the policy is kept as where it started"
+        assert 'precedent_engine_awake{precedent_target="two"} 1.0' in (await site.client.get("/metrics")).text
+
+
+async def test_a_model_whose_folder_came_late_is_counted_before_it_wakes(
+    firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
+) -> None:
+    """Its start knew nothing of it; the wake makes it the room that it needs."""
+    late = tiny_model(tmp_path / "model", seed=1)
+    late.rename(tmp_path / "away")
+    changed = dataclasses.replace(firm, models=(ModelSettings(name="two", model=str(late)),))
+    async with serving(changed, tmp_path, embedder_bytes + size) as site:
+        (tmp_path / "away").rename(late)
+        provider = local_engines(site.services.gateway)[1]
+        loads: list[int] = []
+        load = provider.model.engine.start
+
+        async def noted() -> None:
+            loads.append(there(site))
+            await load()
+
+        provider.model.engine.start = noted  # type: ignore[method-assign]
+        operator = await site.headers(scopes=OPERATOR)
+        woken = await site.client.post("/api/v1/engine/models/two/wake", headers=operator)
+        assert woken.status_code == 200, woken.text
+        assert loads == [0], "the other one had gone before"
+        assert there(site) == provider.model.num_bytes == size
 
 
 async def test_a_model_that_can_never_fit_is_told_at_start(
@@ -375,7 +405,7 @@ async def test_an_engine_that_fails_under_a_request_is_a_matter_for_fallbacks(fi
     """Also where what is in its cache is told to others."""
     provider = LocalProvider(firm.engine, "local")
     await provider.start()
-    assert provider.resident() == {}
+    assert provider.resident("") == {}
     await provider.model.engine.stop()
     with pytest.raises(TransientError, match="not ready"):
         await anext(provider.stream(ChatRequest("one", (Message("user", (Segment("x"),)),))))

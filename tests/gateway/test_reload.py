@@ -243,6 +243,8 @@ async def test_a_model_is_added_and_taken_away_without_a_restart(
     place.write()
     assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
     assert (await place.ask("late")).status_code == 404
+    figures = (await place.client.get("/metrics")).text
+    assert "precedent_engine" not in figures and 'precedent_target="late"' in figures, "its requests remain counted"
     async with asyncio.timeout(10):
         while device.held.keys() - device.fixed.keys():
             await asyncio.sleep(0.02)

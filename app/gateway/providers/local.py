@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from app.config import EngineSettings
-from app.errors import RateLimited, Unavailable, UpstreamError, source_gone
+from app.errors import AppError, RateLimited, Unavailable, UpstreamError, source_gone
 from app.gateway.capabilities import CHOICES, COMPLETION, PREDICTION, RESPONSE_FORMAT, TOOL_FIELDS, TOP_K
 from app.gateway.providers.advert import Advert
 from app.gateway.providers.base import Forecast, TransientError
@@ -62,6 +62,7 @@ class LocalProvider:
         self._builder: RequestBuilder | None = None
         self._residency = Residency()
         self._advertised = False
+        self._prefixes: list[tuple[Message, ...]] = []  # to be kept for good once the model was found
         self._gone: dict[str, None] = {}  # sources that no request may bring any more, the latest last
 
     @property
@@ -76,7 +77,6 @@ class LocalProvider:
         Raises whatever loading raises, and ConfigurationError where there could never be room for it.
         """
         from app.engine import AsyncEngine
-        from app.engine.quant.report import objection
         from app.engine.resident import Resident
 
         arbiter = self._devices.of(self.settings.device)
@@ -84,17 +84,29 @@ class LocalProvider:
         self._resident = Resident(self.name, self._engine, arbiter, pinned=self.settings.pinned)
         self._resident.on_change = self._changed
         await self._resident.open()
-        folder = self._engine.warm.folder
-        if folder is not None and (found := objection(folder)):
-            log.warning("quantized model without a passed report", model=self.name, objection=found)
-        self._build()
+        await self._found(self._engine)
 
-    def _build(self) -> None:
+    async def _found(self, engine: "AsyncEngine") -> None:
+        """What is done once, when the model has been checked and its tokenizer is there."""
+        from app.engine.quant.report import objection
         from app.gateway.providers.local_request import RequestBuilder
 
-        if self._engine is not None and self._engine.tokenizer is not None:
+        if self._builder is not None:
+            return
+        if engine.warm.folder is not None and (reason := objection(engine.warm.folder)):
+            log.warning("quantized model without a passed report", model=self.name, objection=reason)
+        if engine.tokenizer is not None:
             longest, adapters = self.settings.max_queue_seconds or None, self.settings.adapter_models
-            self._builder = RequestBuilder(self._engine.tokenizer, longest, adapters)
+            self._builder = RequestBuilder(engine.tokenizer, longest, adapters)
+            await self._keep(engine, self._builder)
+
+    async def _keep(self, engine: "AsyncEngine", builder: "RequestBuilder") -> None:
+        for messages in self._prefixes:
+            try:
+                segments = builder.prompt(ChatRequest(model="", messages=messages)).segments
+                await engine.pin(list(takewhile(lambda segment: not segment.label, segments)))
+            except (ValueError, AppError) as error:
+                log.warning("a prefix is not kept", model=self.name, reason=str(error))
 
     @property
     def opened(self) -> bool:
@@ -110,8 +122,7 @@ class LocalProvider:
                 pass
         except TransientError as error:
             raise Unavailable(error.detail) from error
-        if self._builder is None:
-            self._build()
+        await self._found(self.model.engine)  # where its start failed
 
     @property
     def model(self) -> "Resident":
@@ -129,12 +140,10 @@ class LocalProvider:
         log.info(f"model {resident.state}", model=self.name, **figures)
         self._devices.tell(self.name, resident.state)
 
-    async def pin(self, messages: tuple[Message, ...]) -> None:
-        """Compute what is firm-wide at the start of a chat with these messages, now or when the model wakes, and keep
-        it for good."""
-        engine, builder = self._ready()
-        segments = builder.prompt(ChatRequest(model="", messages=messages)).segments
-        await engine.pin(list(takewhile(lambda segment: not segment.label, segments)))
+    def pin(self, messages: tuple[Message, ...]) -> None:
+        """Before start(): what is firm-wide at the start of a chat with these messages is computed when the model
+        starts, or at its first wake where that fails, and stays."""
+        self._prefixes.append(messages)
 
     async def forget(self, source_ids: Collection[str]) -> None:
         """Drop whatever was computed from these documents; answers that read them end with a Conflict, and so do those
@@ -319,8 +328,7 @@ class LocalProvider:
 
     def _running(self) -> "AsyncEngine | None":
         """None while the model is not awake. Raises UpstreamError before start()."""
-        awake = self.model.state == "awake"
-        return self._ready()[0] if awake else None
+        return self._engine if self.model.state == "awake" else None
 
     def _ready(self) -> "tuple[AsyncEngine, RequestBuilder]":
         if self._engine is None:
