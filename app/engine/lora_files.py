@@ -1,7 +1,7 @@
 """An adapter in PEFT's format, adapter_config.json and adapter_model.safetensors, into the decoder's fused layout.
 
-Whatever would make the adapter compute something else than PEFT does is refused by name. The scale is lora_alpha / r,
-or lora_alpha / sqrt(r) with use_rslora (arXiv:2312.03732).
+Whatever would make the adapter compute something else than PEFT does is refused by name, and so is a field of a later
+PEFT that nobody here knows. The scale is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora (arXiv:2312.03732).
 """
 
 import json
@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from app.engine.architecture import DecoderSpec
 from app.engine.checksums import verify_folder
 from app.engine.lora import Adapters, Layers, LowRank
+from app.engine.memory import tensors
 from app.engine.quant.layers import linear_layers
 
 MAX_RANK = 64
-_REFUSED = (
-    "use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "fan_in_fan_out",
-    "trainable_token_indices", "alora_invocation_tokens", "target_parameters", "use_qalora", "arrow_config",
+_READ = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "bias", "init_lora_weights")
+_NO_MATTER = (  # where it came from, how it was trained, and which layers have tensors: those of the file are counted
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 )  # fmt: skip
-_CHANGES_BASE = ("pissa", "corda", "olora", "loftq")  # beginnings of init_lora_weights
+_INITS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")  # the others change the base model's weights
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _PREFIX = "base_model.model.model.layers."
 
 
@@ -46,11 +50,14 @@ class AdapterFiles:
         return sum(prod(shape) for shape in self._shapes.values()) * dtype.itemsize
 
     def load(self, dtype: torch.dtype) -> Layers:
-        """On torch's default device."""
+        """On torch's default device. Raises ValueError where a weight is not finite: answers would be noise."""
         device = torch.get_default_device()
         with safe_open(self._path, framework="pt") as file:
             stored = {name: file.get_tensor(name).to(device) for name in self._shapes}
-        return [self._layer(i, stored, dtype) for i in range(self._spec.num_layers)]
+        loaded = [self._layer(i, stored, dtype) for i in self._layers]
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors(loaded)):
+            raise ValueError(f"{self.folder}: not every weight is a finite number")
+        return loaded
 
     def _layer(self, index: int, stored: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, LowRank]:
         fused: dict[str, LowRank] = {}
@@ -70,8 +77,15 @@ class AdapterFiles:
     def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
         if not self._path.is_file():
             raise ValueError(f"{self.folder} has no {self._path.name}")
-        with safe_open(self._path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except SafetensorError as error:
+            raise ValueError(f"{self._path} cannot be read: {error}") from error
+        for name, one in found.items():
+            if one.get_dtype() not in _DTYPES:
+                raise ValueError(f"{self.folder}: {name} has dtype {one.get_dtype()}, which is none of {_DTYPES}")
+        return {name: tuple(one.get_shape()) for name, one in found.items()}
 
     def _adapted(self, said: list[str] | str) -> set[str]:
         """What the config lists; where that is a pattern, whatever the file has."""
@@ -128,9 +142,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} has no adapter_config.json: no adapter in PEFT's format")
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no object")
+    _check_config(path, config)
+    return config
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     for name in ("r", "lora_alpha", "target_modules"):
         if not config.get(name):
             raise ValueError(f"{path} says nothing of {name}")
@@ -138,12 +159,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: peft_type {config.get('peft_type')!r} is not LORA")
     if config.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias={config['bias']!r} is not supported, only 'none'")
-    for name in _REFUSED:
-        if config.get(name):
+    for name, value in config.items():
+        if value and name not in _READ + _NO_MATTER:
             raise ValueError(f"{path}: {name} is not supported")
-    if str(config.get("init_lora_weights", True)).startswith(_CHANGES_BASE):
-        raise ValueError(f"{path}: init_lora_weights={config['init_lora_weights']!r} changes the base model's weights")
-    return config
+    init = config.get("init_lora_weights", True)
+    if str(init).lower() not in _INITS:
+        raise ValueError(f"{path}: init_lora_weights={init!r} changes the base model's weights")
+    targets = config["target_modules"]
+    names = targets if isinstance(targets, list) else [targets]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: target_modules must be names or a pattern, not {targets!r}")
 
 
 def _rank_and_scale(folder: Path, config: Mapping[str, Any]) -> tuple[int, float]:

@@ -41,14 +41,15 @@ def local_engines(gateway: Gateway) -> list[LocalProvider]:
 
 
 def local_engine(gateway: Gateway, model: str | None = None) -> LocalProvider:
-    """That of the target or route named so. Where there is one alone it is meant, however a gateway names it; among
-    several an unknown name is none. Raises NotFound.
+    """That of the target or route named so. Where there is one alone it is meant, however a gateway names it, but not
+    where that is an adapter it does not have; among several an unknown name is none. Raises NotFound.
     """
     providers = {provider.name: provider for provider in local_engines(gateway)}
     if not providers:
         raise NotFound("There is no engine in this process.")
     route = gateway.router.routes.get(model or "")
-    default = providers if model is None or len(providers) == 1 else ()
+    lacks = any((model or "").startswith(f"{one.settings.served_name}:") for one in providers.values())
+    default = providers if model is None or (len(providers) == 1 and not lacks) else ()
     for name in (model, *(route.targets if route else ()), *default):
         if name in providers:
             return providers[name]

@@ -13,12 +13,9 @@ from app.gateway.schemas import Message
 SIZE = 8
 
 
-def fingerprints(messages: Sequence[Message], model: str = "") -> list[str]:
-    """Of each beginning that ends with a segment; empty segments are none. In hexadecimal.
-
-    model: as the engine knows it. What follows a colon is an adapter: with it keys and values are others.
-    """
-    parent, found = model.partition(":")[2].encode(), []
+def fingerprints(messages: Sequence[Message]) -> list[str]:
+    """Of each beginning that ends with a segment; empty segments are none. In hexadecimal."""
+    parent, found = b"", []
     for message in messages:
         for segment in message.segments:
             if not segment.text:
@@ -30,9 +27,9 @@ def fingerprints(messages: Sequence[Message], model: str = "") -> list[str]:
     return found
 
 
-def split(messages: Sequence[Message], resident: Mapping[str, int], model: str = "") -> tuple[int, str]:
+def split(messages: Sequence[Message], resident: Mapping[str, int]) -> tuple[int, str]:
     """Tokens of the longest beginning that is in memory there, and the text that follows it."""
     texts = [segment.text for message in messages for segment in message.segments if segment.text]
-    found = [(i, resident[one]) for i, one in enumerate(fingerprints(messages, model), start=1) if one in resident]
+    found = [(i, resident[one]) for i, one in enumerate(fingerprints(messages), start=1) if one in resident]
     end, tokens = found[-1] if found else (0, 0)
     return tokens, "".join(texts[end:])

@@ -95,9 +95,9 @@ class Gateway:
         return self.board.planner.pressure(self.router.plan(model))
 
     def resident(self, model: str) -> Mapping[str, int]:
-        """What the model's first target has in KV memory (prefixes.py). Raises ModelNotFound."""
+        """What the model's first target has in KV memory for it (prefixes.py). Raises ModelNotFound."""
         first = self.router.plan(model).targets[0]
-        return self.board.targets[first].provider.resident()
+        return self.board.targets[first].provider.resident(model)
 
     async def count_tokens(self, principal: Principal, request: ChatRequest) -> tuple[int, bool]:
         """(prompt tokens, whether exact): counted by the first able target's own tokenizer, else estimated.

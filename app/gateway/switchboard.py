@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from app.config import Settings
 from app.gateway.prices import PriceTable
 from app.gateway.providers.base import Provider
+from app.gateway.providers.local import LocalProvider
 from app.gateway.providers.local_config import Devices
 from app.gateway.providers.registry import make_provider
 from app.gateway.resilience import GuardedTarget
@@ -18,9 +19,18 @@ class Switchboard:
         self.devices = devices
         self.router = Router(settings)
         self.targets = targets
+        self._leave_out_adapters(settings)
         self.prices = PriceTable(settings.prices)
         limits = settings.limits
         self.planner = Planner(targets, self.prices, limits.assumed_output_tokens, limits.overload_seconds * 1000)
+
+    def _leave_out_adapters(self, settings: Settings) -> None:
+        """Those that a model which goes on as it was does not have: the base model would answer in their name."""
+        for name, engine in settings.local_models.items():
+            provider = self.targets[name].provider
+            if isinstance(provider, LocalProvider):
+                for model in engine.adapter_models.keys() - provider.settings.adapter_models.keys():
+                    del self.router.routes[model]
 
     @property
     def providers(self) -> dict[str, Provider]:

@@ -25,6 +25,15 @@ GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 Checkpoint = Callable[[str], tuple[Path, Any]]
 Outputs = list[list[int]]
 LAYERS = "base_model.model.model.layers"
+# What PEFT 0.21 writes beside what an adapter is, and some that was set for its training alone.
+WRITTEN: dict[str, Any] = {
+    "alora_invocation_tokens": None, "alpha_pattern": {}, "base_model_name_or_path": "firm/base", "corda_config": None,
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "ensure_weight_tying": False, "fan_in_fan_out": False,
+    "eva_config": {"rho": 2.0}, "exclude_modules": ["lm_head"], "inference_mode": True, "init_lora_weights": "gaussian",
+    "layers_to_transform": None, "loftq_config": {}, "lora_bias": False, "lora_dropout": 0.05, "modules_to_save": None,
+    "megatron_core": "megatron.core", "peft_version": "0.21.2", "qalora_group_size": 16, "rank_pattern": {},
+    "task_type": "CAUSAL_LM", "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,11 @@ def run(engine: LLMEngine, *asked: tuple[list[int], str | None], **said: Any) ->
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize(
     ("targets", "said"),
-    [(EVERY, {}), (("k_proj", "down_proj"), {"use_rslora": True}), (("o_proj", "gate_proj"), {"target_modules": ".*"})],
+    [
+        (EVERY, WRITTEN),
+        (("k_proj", "down_proj"), {"use_rslora": True}),
+        (("o_proj", "gate_proj"), {"target_modules": ".*"}),
+    ],
     ids=["every", "k and down", "o and gate"],
 )
 def test_tokens_are_those_of_merged_weights(
@@ -129,6 +142,36 @@ def test_nobody_finds_the_blocks_of_another_adapter(llama: Path, adapters: dict[
     assert engine.pin(segments) == 64 and engine.load().pinned_blocks == 4, "pins are of the base model"
 
 
+def test_labels_and_forgetting_hold_with_an_adapter_too(llama: Path, adapters: dict[str, Path]) -> None:
+    engine = LLMEngine(config(llama, adapters=adapters))
+    [prompt] = prompts(64)
+
+    def hit(adapter: str | None, label: str, source: str = "") -> int:
+        segment = TokenSegment(prompt, frozenset({label}), frozenset({source} if source else ()))
+        [output] = engine.generate_requests([Request("x", (segment,), GREEDY, adapter=adapter)])
+        return output.metrics.num_cached_tokens
+
+    assert [hit("every", "a", "d1"), hit("every", "b"), hit("few", "a")] == [0, 0, 0]
+    assert [hit("every", "a"), hit("every", "b"), hit("few", "a")] == [48, 48, 48]
+    engine.forget({"d1"})
+    assert [hit("every", "b"), hit("few", "a"), hit("every", "a")] == [48, 48, 0], "what was read is gone, no more"
+
+
+def test_what_overflows_in_an_adapter_stays_in_its_own_rows(llama: Path, adapters: dict[str, Path]) -> None:
+    """Beside the others, and in blocks that they use later."""
+    engine = LLMEngine(config(llama, adapters=adapters, num_blocks=24))
+    plain = prompts(40, 37, 21, 9)
+    wanted = run(engine, *((prompt, None) for prompt in plain))
+    runner = engine.runner
+    for tensor in memory.tensors(runner.decoder.adapters):
+        tensor.fill_(1e30)
+    found = run(engine, *((prompt, name) for prompt in plain for name in ("every", None)), logprobs=1)
+    assert found[1::2] == wanted != found[::2]
+    run(engine, *((prompt, "few") for prompt in prompts(50, 41, 33)))
+    engine.pool.forget_all()
+    assert run(engine, *((prompt, None) for prompt in plain)) == wanted
+
+
 def test_an_unknown_adapter_is_refused(llama: Path, adapters: dict[str, Path]) -> None:
     engine = LLMEngine(config(llama, adapters=adapters))
     with pytest.raises(InvalidRequest, match="no adapter 'other'"):
@@ -168,7 +211,13 @@ async def test_adapters_are_counted_and_loaded_again(llama: Path, adapters: dict
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is not supported"),
         ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern is not supported"),
         ({"init_lora_weights": "pissa_niter_16"}, "changes the base model's weights"),
+        ({"init_lora_weights": "lora_ga"}, "changes the base model's weights"),
+        ({"init_lora_weights": "OLoRA"}, "changes the base model's weights"),
+        ({"use_bdlora": {"nblocks": 1}}, "use_bdlora is not supported"),
+        ({"of_a_later_version": 1}, "of_a_later_version is not supported"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not LORA"),
+        ({"target_modules": ["q_proj", 1]}, "target_modules must be names or a pattern"),
+        ({"target_modules": 1}, "target_modules must be names or a pattern"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target module 'lm_head' is none of q_proj"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "target module 'embed_tokens'"),
         ({"target_modules": ["q_proj", "k_proj"]}, "lacks 6 tensors, among them .*k_proj"),
@@ -200,8 +249,10 @@ def _without_a_layer(stored: dict[str, torch.Tensor]) -> None:
         (_without_a_layer, "lacks 2 tensors, among them .*layers.1.self_attn.q_proj.lora_A"),
         (lambda s: s.update({"base_model.model.lm_head.weight": torch.zeros(1)}), "lm_head.weight is not of a layer"),
         (lambda s: s.update({f"{LAYERS}.9.self_attn.q_proj.lora_A.weight": torch.zeros(1)}), "layers.9.* is not of a"),
+        (lambda s: s.update({name: tensor.to(torch.int8) for name, tensor in s.items()}), "has dtype I8"),
+        (lambda s: s[f"{LAYERS}.1.self_attn.q_proj.lora_B.weight"][3, 1:2].fill_(torch.nan), "not every weight is"),
     ],
-    ids=["layers_to_transform", "lm_head", "a layer too many"],
+    ids=["layers_to_transform", "lm_head", "a layer too many", "integers", "not a number"],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(
     checkpoint: Checkpoint, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str
@@ -223,9 +274,29 @@ def test_another_models_adapter_and_no_adapter_are_named(llama: Path, tmp_path: 
     (other / "SHA256SUMS").write_text(f"{'0' * 64}  adapter_config.json\n")
     with pytest.raises(ValueError, match="does not match its SHA-256"):
         LLMEngine(config(llama, adapters={"own": other}))
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"})[:-1])
-    with pytest.raises(ValueError, match=r"adapter_config\.json: Expecting"):
-        LLMEngine(config(llama, adapters={"own": tmp_path}))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_config.json", json.dumps({"peft_type": "LORA"})[:-1].encode(), r"adapter_config\.json: Expecting"),
+        ("adapter_config.json", b"\xff\xfe", r"adapter_config\.json: 'utf-8' codec"),
+        ("adapter_config.json", b"[]", "holds no object"),
+        ("adapter_model.safetensors", None, "has no adapter_model.safetensors"),
+        ("adapter_model.safetensors", b"\0" * 40, "cannot be read"),
+        ("adapter_model.safetensors", (2**62).to_bytes(8, "little") + b"{}", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_named(
+    checkpoint: Checkpoint, tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    folder, model = checkpoint("llama")
+    path = write_adapter(tmp_path, model, ("q_proj",)) / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        LLMEngine(config(folder, adapters={"own": tmp_path}))
 
 
 @pytest.mark.parametrize(

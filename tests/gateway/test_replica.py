@@ -209,9 +209,6 @@ def test_fingerprints_are_of_role_label_and_text() -> None:
     assert len(last) == 5
     assert split(one, {fingerprints(one)[0]: 16, "else": 99}) == (16, "b")
     assert split(one, {}) == (0, "ab")
-    known = {fingerprints(one, "firm:tone")[0]: 16}
-    assert split(one, known, "firm:tone") == (16, "b")
-    assert split(one, known, "firm") == split(one, known, "firm:other") == (0, "ab"), "each has blocks of its own"
 
 
 async def test_without_an_engine_there_is_none_to_ask(tmp_path: Path) -> None:

@@ -69,8 +69,9 @@ class Provider(Protocol):
         """When the first token of a short request would come; None where the provider cannot tell. Costs nothing."""
         ...
 
-    def resident(self) -> Mapping[str, int]:
-        """Beginnings of prompts whose keys and values it holds, with their tokens (prefixes.py); empty: unknown."""
+    def resident(self, model: str) -> Mapping[str, int]:
+        """Beginnings of prompts whose keys and values it holds for requests of that model, with their tokens
+        (prefixes.py); empty: unknown."""
         ...
 
     async def probe(self) -> None:

@@ -63,7 +63,7 @@ class FakeProvider:
     def queue_ms(self) -> float | None:
         return self._queue_ms
 
-    def resident(self) -> Mapping[str, int]:
+    def resident(self, model: str) -> Mapping[str, int]:
         return {}
 
     async def probe(self) -> None:

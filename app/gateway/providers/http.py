@@ -105,7 +105,7 @@ class HttpProvider:
     def queue_ms(self) -> float | None:
         return None
 
-    def resident(self) -> Mapping[str, int]:
+    def resident(self, model: str) -> Mapping[str, int]:
         return {}
 
     async def probe(self) -> None:

@@ -210,8 +210,9 @@ class LocalProvider:
             raise source_gone()
         try:
             if self._advertised:
-                keys = engine.keys(segments, self._adapter(request))
-                self._residency.served(request, prompt.ends, keys, engine.config.block_size)
+                adapter = self._adapter(request.model)
+                keys = engine.keys(segments, adapter)
+                self._residency.served(request, adapter, prompt.ends, keys, engine.config.block_size)
             streams = self._choices(engine, request, segments, waited)
         except EngineError as error:
             raise TransientError(str(error)) from error
@@ -284,7 +285,7 @@ class LocalProvider:
         engine = self._running()
         if engine is None:
             return Forecast(self.model.first_token_s(_count(segments)) * 1000)
-        predicted = engine.predict_ttft(engine.keys(segments, self._adapter(request)), quantile=0.9)
+        predicted = engine.predict_ttft(engine.keys(segments, self._adapter(request.model)), quantile=0.9)
         return Forecast(predicted.quantile_s * 1000, predicted.cached_tokens)
 
     def queue_ms(self) -> float | None:
@@ -293,11 +294,11 @@ class LocalProvider:
         engine = self._running()
         return self.model.first_token_s(1) * 1000 if engine is None else queue_ms(engine)
 
-    def resident(self) -> Mapping[str, int]:
+    def resident(self, model: str) -> Mapping[str, int]:
         """Kept track of from the first time it is asked."""
         self._advertised = True
-        engine = None if self.unhealthy() else self._running()
-        return {} if engine is None else self._residency.resident(engine)
+        engine, adapter = None if self.unhealthy() else self._running(), self._adapter(model)
+        return {} if engine is None else self._residency.resident(engine, {adapter})[adapter]
 
     async def probe(self) -> None:
         if reason := self.unhealthy():
@@ -311,7 +312,7 @@ class LocalProvider:
         engine = self._running()
         if engine is None:
             return asleep(self.model, self.takes)
-        return advertise(engine, self.takes, self._residency)
+        return advertise(engine, self.takes, self._residency, self.settings.adapter_models)
 
     async def _segments(self, request: ChatRequest) -> "list[TokenSegment]":
         return (await self._prompt(request)).segments
@@ -323,8 +324,8 @@ class LocalProvider:
             return await asyncio.to_thread(builder.prompt, request)
         return builder.prompt(request)
 
-    def _adapter(self, request: ChatRequest) -> str | None:
-        return self.settings.adapter_models.get(request.model)
+    def _adapter(self, model: str) -> str | None:
+        return self.settings.adapter_models.get(model)
 
     def _running(self) -> "AsyncEngine | None":
         """None while the model is not awake. Raises UpstreamError before start()."""

@@ -68,14 +68,14 @@ class PrecedentProvider(HttpProvider):
         advert = self._advert
         if advert is None:
             return None
-        cached, rest = split(request.messages, advert.prefixes, self.target.model or request.model)
+        cached, rest = split(request.messages, self.resident(request.model))
         return Forecast(advert.ttft_ms + estimate_text(rest) * advert.ms_per_token, cached)
 
     def queue_ms(self) -> float | None:
         return self._advert.ttft_ms if self._advert else None
 
-    def resident(self) -> Mapping[str, int]:
-        return self._advert.prefixes if self._advert else {}
+    def resident(self, model: str) -> Mapping[str, int]:
+        return self._advert.resident(self.target.model or model) if self._advert else {}
 
     async def forget(self, source_ids: Collection[str]) -> None:
         """Told at once, and again every second until it is confirmed: a replica that was away hears it then."""

@@ -20,11 +20,10 @@ def reuse_order(
     resident: Mapping[str, int],
     noise: float,
     prompt: Callable[[list[Found]], tuple[Message, ...]],
-    model: str = "",
 ) -> list[Found]:
     """The passages, of which each may move ahead of those that score less than `noise` (a share) more.
 
-    prompt: the messages with these passages.  model: that is asked.
+    resident: of the model that is asked.  prompt: the messages with these passages.
     """
     if not noise or not resident:
         return list(passages)
@@ -32,12 +31,12 @@ def reuse_order(
     while left:
         least = left[0].passage.score * (1 - noise)
         near = [found for found in left if found.passage.score >= least]
-        ready = (found for found in near if _prefix(prompt([*placed, found]), len(placed), model) in resident)
+        ready = (found for found in near if _prefix(placed, found, prompt) in resident)
         chosen = next(ready, left[0])
         placed.append(chosen)
         left.remove(chosen)
     return placed
 
 
-def _prefix(messages: tuple[Message, ...], place: int, model: str) -> str:
-    return fingerprints(messages, model)[BEFORE + place]
+def _prefix(placed: list[Found], found: Found, prompt: Callable[[list[Found]], tuple[Message, ...]]) -> str:
+    return fingerprints(prompt([*placed, found]))[BEFORE + len(placed)]

@@ -80,9 +80,8 @@ class AnswerService:
         noise = self._settings.reuse_noise
         if not noise:
             return passages
-        model = request.model or self._gateway.router.default_model
-        resident = self._gateway.resident(model)
-        return reuse_order(passages, resident, noise, lambda some: prompt(principal, some, request.question), model)
+        resident = self._gateway.resident(request.model or self._gateway.router.default_model)
+        return reuse_order(passages, resident, noise, lambda some: prompt(principal, some, request.question))
 
     def _affordable(self, request: AnswerRequest) -> int:
         """Passages to read: under load fewer, from half of what counts as overload on."""
