@@ -100,12 +100,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         services = await _wire(settings, database, stack)
         if services.opened:
             await services.opened.start(settings.log.retention_days, stack)
-        for task in (services.prober, services.reloader):
-            await task.start()
-            stack.push_async_callback(task.stop)
         services.gateway.board.devices.listen(services.heard)
         start = asyncio.create_task(_start_targets(services))
         stack.push_async_callback(_stop_targets, services, start)
+        for task in (services.prober, services.reloader):  # the reloader stops first: nothing is added meanwhile
+            await task.start()
+            stack.push_async_callback(task.stop)
         yield services
 
 
@@ -206,7 +206,11 @@ async def _forget(gateway: Gateway, gone: Collection[str]) -> None:
 
 
 async def _stop_targets(services: Services, start: asyncio.Task[None]) -> None:
+    """Side by side: each gives what it began some time to finish."""
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
-    for provider in services.gateway.providers.values():
-        await provider.close()
+    providers = services.gateway.providers
+    ends = await asyncio.gather(*(provider.close() for provider in providers.values()), return_exceptions=True)
+    for name, error in zip(providers, ends, strict=True):
+        if error is not None:
+            log.error("target could not be closed", target=name, exc_info=error)

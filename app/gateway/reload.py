@@ -111,10 +111,12 @@ class Reloader:
                     started.append(guarded)
                     self._before_start(guarded.provider)
                     await guarded.provider.start()
-        except Exception as error:
+        except BaseException as error:  # also where the process stops meanwhile
             for guarded in started:
                 await guarded.provider.close()
-            raise error if isinstance(error, AppError) else Conflict(f"A target could not start: {error}") from error
+            if isinstance(error, AppError) or not isinstance(error, Exception):
+                raise
+            raise Conflict(f"A target could not start: {error}") from error
         return board
 
     def _switch(self, board: Switchboard) -> None:

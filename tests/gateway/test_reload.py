@@ -13,13 +13,14 @@ import pytest_asyncio
 
 from app import services
 from app.asgi import create_app
-from app.config import Settings
+from app.config import Settings, TargetSettings
 from app.gateway import reload
+from app.gateway.providers.fake import FakeProvider
 from app.gateway.providers.local import LocalProvider
 from app.tenants import audit
 from app.tenants.principal import Scope
 from app.tenants.sealing import new_key
-from tests.conftest import Site, listen
+from tests.conftest import Site, fake_settings, listen, open_site
 from tests.gateway.test_local import tiny_model
 from tests.gateway.upstream import Exchange, Wire, answering, prepared, upstream
 from tests.gateway.wires import OPENAI_TEXT
@@ -270,3 +271,42 @@ async def test_a_model_on_its_way_out_is_told_what_is_forgotten(
     async with asyncio.timeout(10):
         while gateway.leaving:
             await asyncio.sleep(0.02)
+
+
+async def test_at_the_end_nothing_is_added_and_targets_are_closed_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = fake_settings(tmp_path, targets=tuple(TargetSettings(name=f"t{i}", provider="fake") for i in range(2)))
+    both, may_be_added, closed = asyncio.Barrier(2), [], []
+    async with open_site(dataclasses.replace(settings, routes=())) as site:
+        watch = site.services.reloader._task
+
+        async def close(provider: FakeProvider) -> None:
+            may_be_added.append(watch is None or not watch.done())
+            async with asyncio.timeout(5):
+                await both.wait()
+            closed.append(provider)
+
+        monkeypatch.setattr(FakeProvider, "close", close)
+    assert may_be_added == [False, False] and len(closed) == 2
+
+
+async def test_a_target_that_is_being_started_when_the_process_stops_is_closed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, closed = asyncio.Event(), []
+
+    async def start(provider: FakeProvider) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def close(provider: FakeProvider) -> None:
+        closed.append(provider)
+
+    monkeypatch.setattr(FakeProvider, "start", start)
+    monkeypatch.setattr(FakeProvider, "close", close)
+    place.write(text="after")
+    async with asyncio.timeout(10):
+        await begun.wait()
+    await place.site.services.reloader.stop()
+    assert len(closed) == 1 and closed[0] not in place.site.services.gateway.providers.values()
