@@ -11,6 +11,7 @@ here runs on one event loop.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -49,8 +50,11 @@ class DeviceArbiter:
 
     @property
     def held(self) -> dict[str, int]:
-        """Bytes by name of who holds them."""
-        return self.fixed | {model.name: num_bytes for model, num_bytes in self._held.items()}
+        """Bytes by name of who holds them; both copies of a model whose target is being replaced."""
+        held = Counter(self.fixed)
+        for model, num_bytes in self._held.items():
+            held[model.name] += num_bytes
+        return dict(held)
 
     @property
     def used(self) -> int:
@@ -79,7 +83,7 @@ class DeviceArbiter:
         if self.budget and standing + largest > self.budget:
             raise ConfigurationError(
                 f"{self._sentence(model.name, model.num_bytes)}; what never sleeps there takes {standing:,} and the "
-                f"largest other model {largest:,}: raise the budget, or lower kv_cache_bytes"
+                f"largest other model {largest:,}: {self._advice(model)}"
             )
 
     def remove(self, model: Sleepable) -> None:
@@ -139,6 +143,11 @@ class DeviceArbiter:
             busy = [model for model in self._held if not model.pinned]
             self._asked = min(busy, key=lambda model: model.awake_since, default=None)
         await self.change()
+
+    def _advice(self, model: Sleepable) -> str:
+        if any(one.name == model.name and one is not model for one in self._models):
+            return "the copy that serves now counts until the new one takes its place: raise the budget, or restart"
+        return "raise the budget, or lower kv_cache_bytes"
 
     def _sentence(self, name: str, num_bytes: int) -> str:
         return f"{name!r} needs {num_bytes:,} bytes of the {self.budget:,} that models may take on {self.device!r}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.engine import AsyncEngine, EngineError, LLMEngine, TokenSegment, memory
+from app.engine import footprint as footprint_module
 from app.engine.arbiter import DeviceArbiter
 from app.engine.checksums import write_sums
 from app.engine.footprint import footprint
@@ -174,6 +175,63 @@ def test_a_model_that_can_never_fit_is_refused_with_the_figures(folders: list[Pa
             arbiter.hold("reranker", size)
         with pytest.raises(ConfigurationError, match="what never sleeps there takes 100 "):
             await Resident("late", AsyncEngine(settings(folders[0])), arbiter).open()
+
+    play(scenario)
+
+
+def test_a_model_that_turns_out_larger_than_its_files_say_makes_more_room_and_wakes(
+    folders: list[Path], size: int
+) -> None:
+    async def scenario() -> None:
+        arbiter = DeviceArbiter("cpu", size + size // 2)
+        first, late = (Resident(str(i), AsyncEngine(settings(folders[i])), arbiter) for i in range(2))
+        await first.open()
+        async with understated(late, size // 2):
+            await late.open()
+            assert (first.state, late.state) == (State.ASLEEP, State.AWAKE)
+            assert arbiter.used == late.num_bytes == size
+            async with late.use(20):
+                assert len(await collect(late.engine.generate(request([1, 2], max_tokens=6)))) == 6
+        await first.close()
+
+    play(scenario)
+
+
+def test_a_model_that_turns_out_larger_than_the_budget_says_so_and_leaves_nothing(
+    folders: list[Path], size: int
+) -> None:
+    async def scenario() -> None:
+        arbiter = DeviceArbiter("cpu", size - 1)
+        late = Resident("late", AsyncEngine(settings(folders[0])), arbiter)
+        async with understated(late, size // 2):
+            with pytest.raises(ConfigurationError, match=f"'late' needs {size:,} bytes of the {size - 1:,}"):
+                await late.open()
+            assert (arbiter.used, late.state, late.engine._worker) == (0, State.ASLEEP, None)
+
+    play(scenario)
+
+
+@asynccontextmanager
+async def understated(model: Resident, num_bytes: int) -> Any:
+    """Its files say so many bytes, as those of packed weights may."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footprint_module, "footprint", lambda config, folder: num_bytes)
+        try:
+            yield
+        finally:
+            await model.close()
+
+
+def test_a_copy_that_counts_twice_while_it_is_replaced_is_named_in_the_error(folders: list[Path], size: int) -> None:
+    async def scenario() -> None:
+        async with opened(folders[:1], 2 * size - 1, pinned=(0,)) as crowd:
+            new = Resident("0", AsyncEngine(settings(folders[0])), crowd.arbiter, pinned=True)
+            with pytest.raises(ConfigurationError, match="the copy that serves now counts until"):
+                await new.open()
+            crowd.arbiter.budget = 2 * size
+            await new.open()
+            assert crowd.arbiter.held == {"0": 2 * size}
+            await new.close()
 
     play(scenario)
 
