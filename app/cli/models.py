@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from app.cli.base import console
 from app.client import Client
 from app.config import Settings
+from app.errors import Conflict
 
 if TYPE_CHECKING:
     from app.engine.store import Manifest, Store
@@ -59,15 +61,27 @@ def pin(name: str) -> None:
     console.print(f"{name} is pinned{of}: {len(pinned.files)} files.")
 
 
+@model.command("remove")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also where the configuration names it.")
+def remove(name: str, force: bool) -> None:
+    """Delete the model NAME from the store."""
+    settings = Settings.load()
+    store = _store(settings)
+    if (users := _users(settings)[(store.folder / name).resolve()]) and not force:
+        raise Conflict(f"The configuration names {name!r} for {', '.join(users)}; remove it all the same with --force.")
+    freed = store.remove(name)
+    console.print(f"{name} is removed: {freed / MIB:,.1f} MiB are free. What the hub's cache holds too stays there.")
+
+
 @model.command("list")
 @click.option("--live", is_flag=True, help="Ask the running server what its models do, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def list_models(live: bool, as_json: bool) -> None:
     """The models of the store, where the configuration uses them, and with --live those of the running server."""
     settings = Settings.load()
-    used = {Path(one.model).resolve(): name for name, one in settings.local_models.items()}
-    store = _store()
-    rows = [(manifest, used.get((store.folder / manifest.name).resolve(), "")) for manifest in store]
+    store, users = _store(settings), _users(settings)
+    rows = [(manifest, users[(store.folder / manifest.name).resolve()]) for manifest in store]
     serving: dict[str, Any] = Client().get("/api/v1/engine/models") if live else {}
     if as_json:
         stored = [asdict(manifest) | {"used_by": by} for manifest, by in rows]
@@ -78,7 +92,16 @@ def list_models(live: bool, as_json: bool) -> None:
         console.print(_serving(serving))
 
 
-def _stored(rows: "list[tuple[Manifest, str]]") -> Table:
+def _users(settings: Settings) -> defaultdict[Path, list[str]]:
+    """The targets that serve a folder's model or take drafts from it."""
+    found = defaultdict(list)
+    for name, one in settings.local_models.items():
+        for folder in {Path(model).resolve() for model in (one.model, one.draft_model) if model}:
+            found[folder].append(name)
+    return found
+
+
+def _stored(rows: "list[tuple[Manifest, list[str]]]") -> Table:
     table = Table("name", "what", "MiB", "state", "used by", "source", box=SIMPLE)
     for one, used_by in rows:
         what = f"{one.family} {one.parameters / 1e6:,.1f} M" + (
@@ -86,7 +109,7 @@ def _stored(rows: "list[tuple[Manifest, str]]") -> Table:
         )
         source = f"{one.source} @ {one.revision[:12]}" if one.revision else one.source
         state = "pinned" if one.pinned else "not pinned"
-        table.add_row(one.name, what, f"{one.num_bytes / MIB:,.1f}", state, used_by or "—", source)
+        table.add_row(one.name, what, f"{one.num_bytes / MIB:,.1f}", state, ", ".join(used_by) or "—", source)
     return table
 
 
@@ -100,7 +123,7 @@ def _serving(said: dict[str, Any]) -> Table:
     return table
 
 
-def _store() -> "Store":
+def _store(settings: Settings | None = None) -> "Store":
     from app.engine.store import Store
 
-    return Store(Path(Settings.load().storage.models_dir))
+    return Store(Path((settings or Settings.load()).storage.models_dir))

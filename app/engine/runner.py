@@ -88,7 +88,8 @@ def resolve_folder(model: str | Path, revision: str | None = None) -> Path:
             raise ValueError(f"revision {revision!r} is of a hub model; {path} is a folder: pin it by checksums")
         return path
     if path.is_absolute() or str(model).count("/") != 1:
-        raise ValueError(f"model {str(model)!r} is neither an existing folder nor a hub id like 'Qwen/Qwen3-0.6B'")
+        known = "a hub id like 'Qwen/Qwen3-0.6B', nor stored under that name (`precedent model list`)"
+        raise ValueError(f"model {str(model)!r} is neither an existing folder nor {known}")
     return _download(str(model), revision)
 
 

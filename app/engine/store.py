@@ -3,14 +3,20 @@
     NAME/        the model's own files
     NAME.json    its manifest
 
+A model is there when both are. An add that was killed leaves at most a manifest alone, which the next one
+overwrites, and a folder with a dot before its name, which the next add or remove deletes.
+
 A pinned model has SHA256SUMS in its folder, which the engine checks before it reads anything (checksums.py).
 """
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import prod
@@ -24,6 +30,7 @@ from app.engine.runner import resolve_folder
 from app.errors import AppError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ADDING, _REMOVING, _LOCK = ".adding-", ".removing-", ".lock"
 _TERMS = ("LICENSE*", "NOTICE*", "README*")  # under which one has it
 
 
@@ -70,27 +77,41 @@ class Store:
         What the hub's cache holds is linked, since nothing changes it in place; where that cannot be, it is copied.
         """
         name = name or Path(source).name
-        target = self._place(name)
-        if target.exists() or self._manifest(name).exists():
-            raise StoreError(f"There is a model {name!r} in {self.folder} already; give this one another --name.")
+        self._require_free(name)
         origin, commit = _locate(source, revision)
-        temporary = self.folder / f".adding-{name}-{os.getpid()}"
-        temporary.mkdir(parents=True)
-        try:
-            files = {path.name: _take(path, temporary / path.name, link=bool(commit)) for path in _wanted(origin)}
-            manifest = _describe(name, source, commit, temporary, files)
-            temporary.rename(target)
-        except OSError as error:
-            raise StoreError(f"{source} could not be copied: {error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._write(manifest)
+        with self._alone():
+            self._require_free(name)
+            temporary = self.folder / f"{_ADDING}{name}"
+            try:
+                temporary.mkdir()
+                files = {path.name: _take(path, temporary / path.name, link=bool(commit)) for path in _wanted(origin)}
+                manifest = _describe(name, source, commit, temporary, files)
+                self._write(manifest)
+                temporary.rename(self._place(name))  # now it is there
+            except OSError as error:
+                raise StoreError(f"{source} could not be copied: {error}") from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         return manifest
+
+    def remove(self, name: str) -> int:
+        """Delete the model, of a link the link alone. Returns the bytes of files that nobody else links: those are
+        free now."""
+        folder, manifest = self._place(name), self._manifest(name)
+        with self._alone():
+            if not (folder.is_dir() or folder.is_symlink() or manifest.is_file()):
+                raise self._unknown(name)
+            try:
+                freed = _remove(folder, self.folder / f"{_REMOVING}{name}")
+                manifest.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(f"{name!r} could not be removed: {error}") from error
+        return freed
 
     def verify(self, name: str) -> list[str]:
         """Read every file again: a sentence for each that differs, is missing, or is not in the manifest."""
         folder, files = self._place(name), self.manifest(name).files
-        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        there = {path.name for path in folder.iterdir()}
         found = [f"{name}: {file} is missing" for file in sorted(files.keys() - there)]
         for file in sorted(files.keys() & there):
             if sha256(folder / file) != files[file].sha256:
@@ -109,8 +130,8 @@ class Store:
 
     def manifest(self, name: str) -> Manifest:
         path = self._manifest(name)
-        if not path.is_file():
-            raise StoreError(f"There is no model {name!r} in {self.folder}.")
+        if not (path.is_file() and self._place(name).is_dir()):
+            raise self._unknown(name)
         try:
             read: dict[str, Any] = json.loads(path.read_text("utf-8"))
             return Manifest(**read | {"files": {file: File(**one) for file, one in read["files"].items()}})
@@ -118,7 +139,31 @@ class Store:
             raise StoreError(f"{path} is not a manifest: {error}") from error
 
     def __iter__(self) -> Iterator[Manifest]:
-        return (self.manifest(path.stem) for path in sorted(self.folder.glob("*.json")))
+        names = [path.stem for path in sorted(self.folder.glob("*.json"))]
+        return (self.manifest(name) for name in names if self._place(name).is_dir())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process adds or removes meanwhile; so what lies half done is left over, and goes."""
+        with ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context((self.folder / _LOCK).open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it goes with the process, however that ends
+                for left in (*self.folder.glob(f"{_ADDING}*"), *self.folder.glob(f"{_REMOVING}*")):
+                    shutil.rmtree(left)
+            except BlockingIOError:
+                raise StoreError(f"Another process adds or removes a model in {self.folder}; try it later.") from None
+            except OSError as error:
+                raise StoreError(f"{self.folder} cannot be changed: {error}") from error
+            yield
+
+    def _require_free(self, name: str) -> None:
+        if self._place(name).exists():
+            raise StoreError(f"There is a model {name!r} in {self.folder} already; give this one another --name.")
+
+    def _unknown(self, name: str) -> StoreError:
+        return StoreError(f"There is no model {name!r} in {self.folder}.")
 
     def _place(self, name: str) -> Path:
         if not _NAME.fullmatch(name) or name.endswith(".json"):  # that is another model's manifest
@@ -171,6 +216,17 @@ def _take(origin: Path, target: Path, *, link: bool) -> File:
     else:
         shutil.copyfile(origin, target)
     return File(target.stat().st_size, sha256(target))
+
+
+def _remove(folder: Path, aside: Path) -> int:
+    """Put aside first, so that nobody finds a part of it. Links are not followed."""
+    if folder.is_symlink() or not folder.exists():
+        folder.unlink(missing_ok=True)
+        return 0
+    folder.rename(aside)
+    found = [path.lstat() for path in aside.rglob("*")]
+    shutil.rmtree(aside)
+    return sum(one.st_size for one in found if stat.S_ISREG(one.st_mode) and one.st_nlink == 1)
 
 
 def _describe(name: str, source: str, commit: str, folder: Path, files: dict[str, File]) -> Manifest:

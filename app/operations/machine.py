@@ -53,7 +53,8 @@ def model(engine: EngineSettings) -> Finding:
     folder = Path(engine.model_source)
     if not folder.is_dir():
         if engine.model.startswith((".", "/")) or engine.model.count("/") != 1:
-            return failed("model", f"{folder} does not exist", "Correct engine.model; it is a folder or a hub name.")
+            advice = "Correct engine.model: a folder, a hub name or a name that `precedent model list` shows."
+            return failed("model", f"{folder} does not exist", advice)
         advice = "Pin engine.revision and engine.checksums, so that the weights cannot change unnoticed."
         named = ok("model", f"{engine.model} comes from the hub at revision {engine.revision}")
         return named if engine.revision else warning("model", f"{engine.model} comes from the hub, unpinned", advice)

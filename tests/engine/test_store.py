@@ -1,6 +1,9 @@
 """The model store: what is taken in, what is written down of it, and that nothing changes unnoticed."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -22,6 +25,15 @@ DEMO = REPOSITORY / "demo" / "model"
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "models")
+
+
+ADDING = """
+import os, sys
+from pathlib import Path
+from app.engine.store import Store
+Path.rename = lambda *_: os.kill(os.getpid(), 9)
+Store(Path(sys.argv[1])).add(sys.argv[2], name="demo")
+"""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,6 +93,7 @@ def test_what_is_no_model_is_refused_and_leaves_nothing(store: Store, tmp_path: 
     for source, name, says in (
         (str(gpt), "", "'gpt2' is not supported"),
         (str(tmp_path / "nowhere"), "", "neither an existing folder nor a hub id"),
+        ("typo", "", "nor stored under that name"),
         (str(DEMO / "config.json"), "x", "not a folder"),
         (str(DEMO), "../x", "no name for a model"),
         (str(DEMO), ".x", "no name for a model"),
@@ -94,9 +107,47 @@ def test_what_is_no_model_is_refused_and_leaves_nothing(store: Store, tmp_path: 
     (damaged / "config.json").write_text("{}")
     with pytest.raises(StoreError, match=r"config\.json does not match"):
         store.add(str(damaged))
-    assert not store.folder.exists() or not list(store.folder.iterdir())
+    assert [path.name for path in store.folder.iterdir()] == [".lock"]
     with pytest.raises(StoreError, match="no model 'gone'"):
         store.verify("gone")
+
+
+def test_an_add_that_was_killed_leaves_no_model_and_nothing_for_long(store: Store) -> None:
+    """Killed at the last moment: everything is copied and written down."""
+    killed = subprocess.run([sys.executable, "-c", ADDING, store.folder, DEMO], cwd=REPOSITORY, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in store.folder.iterdir()) == [".adding-demo", ".lock", "demo.json"]
+    assert list(store) == []
+    with pytest.raises(StoreError, match="no model 'demo'"):
+        store.verify("demo")
+    store.add(str(DEMO), name="demo")
+    assert store.verify("demo") == []
+    assert sorted(path.name for path in store.folder.iterdir()) == [".lock", "demo", "demo.json"]
+
+
+def test_two_processes_do_not_add_at_once(store: Store) -> None:
+    with store._alone(), pytest.raises(StoreError, match="Another process"):
+        Store(store.folder).add(str(DEMO), name="demo")
+    store.add(str(DEMO), name="demo")
+
+
+def test_what_is_removed_is_gone_and_nothing_beyond_the_store(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"1234")
+    added = store.add(str(DEMO), name="demo")
+    (store.folder / "demo" / "inside").symlink_to(outside)
+    (store.folder / "demo" / "shared").hardlink_to(outside / "precious")
+    assert store.remove("demo") == added.num_bytes, "what others link is not free"
+    (store.folder / "linked").symlink_to(outside)
+    assert store.remove("linked") == 0
+    for name in ("demo", "linked"):
+        with pytest.raises(StoreError, match=f"no model '{name}'"):
+            store.remove(name)
+    with pytest.raises(StoreError, match="no name for a model"):
+        store.remove("../outside")
+    assert (outside / "precious").read_bytes() == b"1234"
+    assert [path.name for path in store.folder.iterdir()] == [".lock"]
 
 
 def test_a_hub_model_is_linked_at_its_commit(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +169,10 @@ def test_a_hub_model_is_linked_at_its_commit(store: Store, tmp_path: Path, monke
 
 def test_the_command_line_and_the_settings_know_models_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("precedent.toml").write_text('[engine]\nmodel = "demo"\n[[models]]\nname = "second"\nmodel = "draft"\n')
+    Path("precedent.toml").write_text(
+        '[engine]\nmodel = "demo"\n[[models]]\nname = "second"\nmodel = "draft"\n'
+        '[[models]]\nname = "third"\nmodel = "demo"\ndraft_model = "var/models/draft"\n'
+    )
 
     def run(*words: str, fails: bool = False) -> Result:
         result = CliRunner().invoke(main, ["model", *words])
@@ -131,12 +185,16 @@ def test_the_command_line_and_the_settings_know_models_by_name(tmp_path: Path, m
     assert "2 verified" in run("verify").output
     stored = json.loads(run("list", "--json").output)["stored"]
     assert [(one["name"], one["used_by"], one["pinned"]) for one in stored] == [
-        ("demo", "local", True),
-        ("draft", "second", False),
+        ("demo", ["local", "third"], True),
+        ("draft", ["second", "third"], False),
     ]
+    assert "local, third" in run("list").output
     assert "not pinned" in run("list").output
     model = Settings.load().local_models["second"].model
     assert model == "var/models/draft" and AsyncEngine(EngineConfig(model)).config.model == model
     (tmp_path / "var" / "models" / "draft" / "config.json").unlink()
     assert "draft: config.json is missing" in run("verify", "draft", fails=True).output
     assert "no model 'other'" in run("pin", "other", fails=True).output
+    assert "second, third" in run("remove", "draft", fails=True).output
+    assert "MiB are free" in run("remove", "draft", "--force").output
+    assert not (tmp_path / "var" / "models" / "draft").exists()
