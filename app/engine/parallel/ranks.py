@@ -21,6 +21,7 @@ from app.engine.parallel.peers import Peers
 from app.engine.parallel.wire import Failed, Task, dumps, read
 from app.engine.request import EngineError
 
+LOAD_SECONDS = 300.0  # for the other ranks to load, from when rank 0 has its own part
 _GRACE_SECONDS = 2.0  # for a process to end, or to say why it has
 
 
@@ -47,9 +48,12 @@ class Ranks:
             self._children.append(_Child(task, on_end))
 
     def wait_until_loaded(self) -> None:
-        """Raises ValueError with what a rank says of its part."""
+        """Raises ValueError with what a rank says of its part, and where one says nothing within LOAD_SECONDS: whoever
+        stops the engine waits for this."""
+        deadline = time.monotonic() + LOAD_SECONDS
         for child in self._children:
-            child.answered.wait()
+            if not child.answered.wait(max(0.0, deadline - time.monotonic())):
+                raise ValueError(f"rank {child.rank} has not loaded its part in {LOAD_SECONDS:g} s and is given up")
             if child.end is not None:
                 raise ValueError(child.end)
 

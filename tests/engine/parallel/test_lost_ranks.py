@@ -13,6 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from app.engine import AsyncEngine, EngineError, LLMEngine
+from app.engine.arbiter import DeviceArbiter
+from app.engine.parallel import ranks
+from app.engine.resident import Resident
 from tests.engine.conftest import config, prompts
 from tests.engine.test_async_engine import collect, explode, request, run, until
 
@@ -85,20 +88,44 @@ def test_a_failure_of_rank_0_ends_those_who_wait_for_it(llama: Path) -> None:
     run(llama, scenario, **TENSOR)
 
 
-def test_a_rank_that_cannot_load_says_why(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Every process that is started."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            made.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return made
+
+
+async def test_closing_does_not_wait_for_ever_for_a_rank_that_hangs_while_it_loads(
+    llama: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "LOAD_SECONDS", 1.0)
+    model = Resident("slow", AsyncEngine(config(llama, **TENSOR)), DeviceArbiter("cpu"))
+    opening = asyncio.create_task(model.open())
+    await until(lambda: bool(started))
+    started[0].send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(20):
+            await model.close()
+        assert started[0].poll() == -signal.SIGKILL and model.arbiter.used == 0
+    finally:
+        started[0].kill()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+
+def test_a_rank_that_cannot_load_says_why(llama: Path, tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
     """Layers 0 and 1 are rank 0's; what is missing is read by rank 1 alone."""
     tensors = load_file(llama / "model.safetensors")
     del tensors["model.layers.2.mlp.down_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((llama / "config.json").read_text())
-    started: list[subprocess.Popen[bytes]] = []
-
-    class Noted(subprocess.Popen[bytes]):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            started.append(self)
-
-    monkeypatch.setattr(subprocess, "Popen", Noted)
     with pytest.raises(ValueError, match=r"rank 1 failed: ValueError: .* lacks 1 tensors, among them model.layers.2"):
         LLMEngine(config(tmp_path, pipeline_parallel_size=2))
     assert [process.poll() for process in started] == [1]
