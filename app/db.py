@@ -110,6 +110,7 @@ class Database:
         self.engine: AsyncEngine = create_async_engine(self.url, **kept)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
+            event.listen(self.engine.sync_engine, "invalidate", _roll_back)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @asynccontextmanager
@@ -147,3 +148,10 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _roll_back(connection: Any, _record: Any, _error: BaseException | None) -> None:
+    """Before a connection is thrown away whose statement was cancelled. To close it is not enough: SQLite keeps its
+    lock until the last cursor is collected, and everybody else's writes wait for it in vain.
+    """
+    connection.rollback()

@@ -2,9 +2,10 @@
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, Integer, MetaData, Table, text
 
 from app.db import Database
 from app.errors import Unavailable
@@ -37,3 +38,27 @@ async def test_a_database_that_does_not_answer_is_said_to_be_away(listens: bool)
             async with asyncio.timeout(10), database.session() as session:
                 await session.execute(text("SELECT 1"))
         await database.close()
+
+
+async def test_a_cancelled_write_keeps_no_lock(tmp_path: Path) -> None:
+    """Though somebody keeps the error, and with it every frame and cursor of the cancelled statement."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/locks.db")
+    rows = Table("rows", MetaData(), Column("n", Integer))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(rows.metadata.create_all)
+
+    async def write(count: int) -> None:
+        async with database.session() as session:
+            await session.execute(rows.insert(), [{"n": n} for n in range(count)])
+            await session.commit()
+
+    kept = []
+    for tenth in range(10):
+        task = asyncio.create_task(write(20_000))
+        await asyncio.sleep(0.01 + 0.004 * tenth)  # somewhere within the statement
+        task.cancel()
+        kept += await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await write(1)
+    assert any(isinstance(error, asyncio.CancelledError) for error in kept)
+    await database.close()

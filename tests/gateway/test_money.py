@@ -23,7 +23,7 @@ from app.gateway.models import LedgerEntry, RequestRecord
 from app.gateway.prices import PriceTable, dollars
 from app.gateway.record import Record
 from app.gateway.schemas import Usage
-from app.gateway.writer import Writer
+from app.gateway.writer import BATCH, Writer
 from app.tenants.models import ApiKey, Budget, Tenant
 from app.tenants.principal import Principal, Window
 from app.tenants.service import hash_key
@@ -234,3 +234,25 @@ async def test_the_writer_keeps_what_the_database_refuses(site: Site, tmp_path: 
         rows = select(func.count(RequestRecord.id)).where(RequestRecord.model == "writer-test")
         assert await session.scalar(rows) == 1
     assert json.dumps(record.spans) == "[]"
+
+
+async def test_a_stop_while_a_batch_is_written_loses_nothing(site: Site) -> None:
+    """A cancelled batch would leave its transaction open, and the last rows would wait for its lock in vain."""
+    await site.key()
+    async with site.services.database.session() as session:
+        tenant = await session.scalar(select(Tenant.id))
+    assert isinstance(tenant, UUID)
+    principal = Principal(tenant, "firm", None, frozenset(), frozenset())
+    for round_ in range(20):
+        writer = Writer(site.services.database, LogSettings(flush_seconds=60))
+        await writer.start()
+        model = f"stopped-{round_}"
+        for _ in range(BATCH):
+            writer.add(Record.of(principal, "chat", model, streamed=False).row(), None)
+        while not writer._writing.locked():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001 * round_)  # somewhere within the batch
+        await writer.stop()
+        async with site.services.database.session() as session:
+            rows = select(func.count(RequestRecord.id)).where(RequestRecord.model == model)
+            assert await session.scalar(rows) == BATCH
