@@ -52,7 +52,7 @@ async def test_a_cancelled_write_keeps_no_lock(tmp_path: Path) -> None:
             await session.execute(rows.insert(), [{"n": n} for n in range(count)])
             await session.commit()
 
-    kept = []
+    kept: list[BaseException | None] = []
     for tenth in range(10):
         task = asyncio.create_task(write(20_000))
         await asyncio.sleep(0.01 + 0.004 * tenth)  # somewhere within the statement
