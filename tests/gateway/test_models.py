@@ -335,28 +335,31 @@ async def test_a_model_that_could_not_start_serves_once_an_operator_has_woken_it
 
 
 async def test_a_model_whose_folder_came_late_is_counted_before_it_wakes(
-    firm: Settings, size: int, embedder_bytes: int, tmp_path: Path
+    firm: Settings, size: int, tmp_path: Path
 ) -> None:
     """Its start knew nothing of it; the wake makes it the room that it needs."""
     late = tiny_model(tmp_path / "model", seed=1)
     late.rename(tmp_path / "away")
-    changed = dataclasses.replace(firm, models=(ModelSettings(name="two", model=str(late)),))
-    async with serving(changed, tmp_path, embedder_bytes + size) as site:
+    devices = Devices(size)
+    one = LocalProvider(firm.engine, "one", devices)
+    two = LocalProvider(dataclasses.replace(firm.engine, model=str(late)), "two", devices)
+    async with AsyncExitStack() as stack:
+        for provider in (one, two):
+            stack.push_async_callback(provider.close)
+        await one.start()
+        with pytest.raises(ValueError, match="neither an existing folder"):
+            await two.start()
         (tmp_path / "away").rename(late)
-        provider = local_engines(site.services.gateway)[1]
-        loads: list[int] = []
-        load = provider.model.engine.start
+        held: list[dict[str, int]] = []
+        load = two.model.engine.start
 
         async def noted() -> None:
-            loads.append(there(site))
+            held.append(devices.of("cpu").held)
             await load()
 
-        provider.model.engine.start = noted  # type: ignore[method-assign]
-        operator = await site.headers(scopes=OPERATOR)
-        woken = await site.client.post("/api/v1/engine/models/two/wake", headers=operator)
-        assert woken.status_code == 200, woken.text
-        assert loads == [0], "the other one had gone before"
-        assert there(site) == provider.model.num_bytes == size
+        two.model.engine.start = noted  # type: ignore[method-assign]
+        await two.wake()
+        assert held == [{"two": size}], "loaded once, when the other one had gone"
 
 
 async def test_a_model_that_can_never_fit_is_told_at_start(
