@@ -12,7 +12,7 @@ here runs on one event loop.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from app.errors import ConfigurationError
@@ -21,7 +21,7 @@ SLICE_SECONDS = 10.0
 
 
 class Sleepable(Protocol):
-    """A model that can be put to sleep. Times by time.monotonic()."""
+    """A model that can be put to sleep. num_bytes: of each device that it is on. Times by time.monotonic()."""
 
     name: str
     num_bytes: int
@@ -153,6 +153,86 @@ class DeviceArbiter:
         return f"{name!r} needs {num_bytes:,} bytes of the {self.budget:,} that models may take on {self.device!r}"
 
 
+class Span:
+    """The devices of a model that is on several at once, with the same bytes on each.
+
+    Room is taken on one after the other in the order in which Devices names them, which is the same for all models:
+    who waits for one device holds none behind it, so that no two models can wait for each other.
+    """
+
+    def __init__(self, arbiters: Sequence[DeviceArbiter]) -> None:
+        self._arbiters = arbiters
+
+    @property
+    def device(self) -> str:
+        return ", ".join(one.device for one in self._arbiters)
+
+    @property
+    def used(self) -> int:
+        """Of the fullest."""
+        return max(one.used for one in self._arbiters)
+
+    @property
+    def slice_seconds(self) -> float:
+        return self._arbiters[0].slice_seconds
+
+    def held_by(self, model: Sleepable) -> int:
+        """On each."""
+        return min(one.held_by(model) for one in self._arbiters)
+
+    def register(self, model: Sleepable) -> None:
+        """Everywhere or nowhere; raises ConfigurationError as DeviceArbiter.check()."""
+        self.check(model)
+        for one in self._arbiters:
+            one.register(model)
+
+    def check(self, model: Sleepable) -> None:
+        for one in self._arbiters:
+            one.check(model)
+
+    def remove(self, model: Sleepable) -> None:
+        for one in self._arbiters:
+            one.remove(model)
+
+    def has_room(self, num_bytes: int) -> bool:
+        return all(one.has_room(num_bytes) for one in self._arbiters)
+
+    async def take(self, model: Sleepable) -> None:
+        """Everywhere or nowhere; see DeviceArbiter.take()."""
+        try:
+            for one in self._arbiters:
+                await one.take(model)
+        except BaseException:
+            self.give_back(model)
+            raise
+
+    def settle(self, model: Sleepable, num_bytes: int) -> bool:
+        return all([one.settle(model, num_bytes) for one in self._arbiters])
+
+    def give_back(self, model: Sleepable) -> None:
+        for one in self._arbiters:
+            one.give_back(model)
+
+    def yields(self, model: Sleepable) -> bool:
+        return any(one.yields(model) for one in self._arbiters)
+
+    def crowded(self, model: Sleepable) -> bool:
+        return any(one.crowded(model) for one in self._arbiters)
+
+    def changed(self) -> None:
+        for one in self._arbiters:
+            one.changed()
+
+    async def change(self) -> None:
+        """Returns after the next changed() of any."""
+        changes = [asyncio.create_task(one.change()) for one in self._arbiters]
+        try:
+            await asyncio.wait(changes, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for change in changes:
+                change.cancel()
+
+
 class Devices:
     """The arbiters of this process, one for each device; the budget is that of each."""
 
@@ -165,6 +245,12 @@ class Devices:
         """auto and cpu are one device, and so are cuda and cuda:0."""
         name = {"auto": "cpu", "cuda": "cuda:0"}.get(device, device)
         return self._arbiters.setdefault(name, DeviceArbiter(name, self.budget))
+
+    def place(self, device: str, num_ranks: int) -> DeviceArbiter | Span:
+        """Of a model with so many ranks: each GPU is one's, on a CPU they are all together."""
+        if num_ranks == 1 or device != "cuda":
+            return self.of(device)
+        return Span([self.of(f"cuda:{rank}") for rank in range(num_ranks)])
 
     def hold(self, device: str, name: str, num_bytes: int) -> None:
         """See DeviceArbiter.hold()."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
 
-from app.engine.arbiter import DeviceArbiter
+from app.engine.arbiter import DeviceArbiter, Span
 from app.engine.async_engine import AsyncEngine
 from app.engine.cost import StepShape
 from app.engine.footprint import prepare
@@ -40,7 +40,7 @@ class State(StrEnum):
 class Resident:
     """open() before use, close() after. Times by time.monotonic()."""
 
-    def __init__(self, name: str, engine: AsyncEngine, arbiter: DeviceArbiter, *, pinned: bool = False) -> None:
+    def __init__(self, name: str, engine: AsyncEngine, arbiter: DeviceArbiter | Span, *, pinned: bool = False) -> None:
         """pinned: never put to sleep for others."""
         self.name, self.engine, self.arbiter, self.pinned = name, engine, arbiter, pinned
         self.num_bytes = 0
@@ -83,7 +83,7 @@ class Resident:
 
     @property
     def held_bytes(self) -> int:
-        """What it holds of its device now."""
+        """What it holds now of its device, or of each of them."""
         return self.arbiter.held_by(self)
 
     @property

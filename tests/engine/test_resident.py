@@ -12,9 +12,9 @@ import pytest
 
 from app.engine import AsyncEngine, EngineError, LLMEngine, TokenSegment, memory
 from app.engine import footprint as footprint_module
-from app.engine.arbiter import DeviceArbiter
+from app.engine.arbiter import DeviceArbiter, Devices, Span
 from app.engine.checksums import write_sums
-from app.engine.footprint import footprint
+from app.engine.footprint import footprint, rank_bytes
 from app.engine.resident import Resident, State
 from app.engine.runner import ModelRunner
 from app.errors import ConfigurationError, Conflict
@@ -232,6 +232,83 @@ def test_a_copy_that_counts_twice_while_it_is_replaced_is_named_in_the_error(fol
             await new.open()
             assert crowd.arbiter.held == {"0": 2 * size}
             await new.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("ranks", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_of_several_ranks_each_ones_bytes_are_known(folders: list[Path], size: int, ranks: str) -> None:
+    told = settings(folders[0], **{ranks: 2})
+    first, second = rank_bytes(told, folders[0])
+    engine = LLMEngine(told)
+    assert engine.runner.num_bytes() == first
+    engine.runner.release()
+    assert footprint(told, folders[0]) == first + second, "on a CPU they are together"
+    assert size <= first + second < 1.1 * size, "norms, and with PP nothing, are there twice"
+
+
+@asynccontextmanager
+async def two_devices(folders: list[Path], budget: int) -> Any:
+    """A model on both devices, then one on each, under a budget for one on each. What they are told is of a CPU."""
+    devices = Devices(budget)
+    places = devices.place("cuda", 2), devices.of("cuda:0"), devices.of("cuda:1")
+    assert isinstance(places[0], Span)
+    for one in devices.all():
+        one.slice_seconds = 0.2
+    async with AsyncExitStack() as stack:
+        models = [
+            Resident(str(index), AsyncEngine(settings(folder)), place)
+            for index, (folder, place) in enumerate(zip(folders, places, strict=True))
+        ]
+        for model in models:
+            stack.push_async_callback(model.close)
+            await model.open()
+        yield devices.all(), models
+
+
+def test_a_model_on_two_devices_and_one_on_each_take_turns(folders: list[Path], size: int) -> None:
+    async def scenario() -> None:
+        async with two_devices(folders, size) as (devices, models):
+            assert [one.used for one in devices] == [size, size] and models[0].state is State.AWAKE
+
+            async def keep_asking(model: Resident) -> None:
+                while min(one.wakes for one in models) < 3:
+                    async with model.use(20):
+                        await collect(model.engine.generate(request([1, 2], max_tokens=20)))
+                    assert all(one.used <= size for one in devices)
+
+            await asyncio.gather(*(keep_asking(model) for model in models for _ in range(3)))
+        assert [one.used for one in devices] == [0, 0]
+
+    play(scenario)
+
+
+def test_who_waits_for_a_second_device_in_vain_gives_the_first_back(folders: list[Path], size: int) -> None:
+    async def scenario() -> None:
+        async with two_devices(folders, size) as (devices, [wide, first, second]):
+            await wide.sleep()
+            async with second.use(20):
+                with pytest.raises(TimeoutError):
+                    async with wide.use(0.3):
+                        pass
+                await until(lambda: devices[0].used == 0)
+                async with first.use(20):
+                    assert [one.used for one in devices] == [size, size]
+            async with wide.use(20):
+                assert (first.state, second.state) == (State.ASLEEP, State.ASLEEP)
+                assert wide.held_bytes == size
+
+    play(scenario)
+
+
+def test_who_could_never_fit_on_one_of_its_devices_is_registered_on_none(folders: list[Path], size: int) -> None:
+    async def scenario() -> None:
+        devices = Devices(size)
+        devices.hold("cuda:1", "embedder", 1)
+        wide = Resident("wide", AsyncEngine(settings(folders[0])), devices.place("cuda", 2))
+        with pytest.raises(ConfigurationError, match="on 'cuda:1'"):
+            await wide.open()
+        assert not devices.of("cuda:0")._models and devices.of("cuda:0").used == 0
 
     play(scenario)
 

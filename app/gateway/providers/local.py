@@ -79,9 +79,10 @@ class LocalProvider:
         from app.engine import AsyncEngine
         from app.engine.resident import Resident
 
-        arbiter = self._devices.of(self.settings.device)
-        self._engine = AsyncEngine(engine_config(self.settings))
-        self._resident = Resident(self.name, self._engine, arbiter, pinned=self.settings.pinned)
+        config = engine_config(self.settings)
+        place = self._devices.place(config.device, config.num_ranks)
+        self._engine = AsyncEngine(config)
+        self._resident = Resident(self.name, self._engine, place, pinned=self.settings.pinned)
         self._resident.on_change = self._changed
         await self._resident.open()
         await self._found(self._engine)
