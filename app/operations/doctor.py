@@ -50,6 +50,8 @@ def _checks(settings: Settings, clock: Callable[[], datetime]) -> list[tuple[str
         of = "" if name == LOCAL else f" {name}"
         slow[f"model{of}"] = partial(asyncio.to_thread, machine.model, engine)
         quick[f"quantization{of}"] = partial(asyncio.to_thread, machine.quantization, engine)
+        if engine.adapters:
+            slow[f"adapters{of}"] = partial(asyncio.to_thread, machine.adapters, engine)
         slow[f"device{of}"] = partial(asyncio.to_thread, machine.device, engine.device)
     timed = [(name, check, DEADLINE_SECONDS) for name, check in quick.items()]
     return timed + [(name, check, SLOW_SECONDS) for name, check in slow.items()]

@@ -82,6 +82,21 @@ def quantization(engine: EngineSettings) -> Finding:
     return warning("quantization", found, advice) if found else ok("quantization", "nothing speaks against the model")
 
 
+def adapters(engine: EngineSettings) -> Finding:
+    """Each against the shapes of the model it is for, as a start would."""
+    from app.engine.architecture import read_spec
+    from app.engine.lora_files import AdapterFiles
+
+    try:
+        spec = read_spec(Path(engine.model_source))
+        for folder in engine.adapter_folders.values():
+            AdapterFiles(Path(folder), spec)
+    except (OSError, ValueError) as error:
+        advice = "Correct engine.adapters, or copy the adapter again; the model does not start with it."
+        return failed("adapters", str(error), advice)
+    return ok("adapters", f"{', '.join(engine.adapter_folders)}: of the model's shapes")
+
+
 def embedding_model(name: str) -> Finding:
     """Loads it: only that proves that it can be."""
     from app.rag.index.embedding import Embedder

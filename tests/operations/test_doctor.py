@@ -27,6 +27,8 @@ from app.operations.findings import Finding, State, healthy
 from app.rag.index.edge import EdgeIndex
 from app.tenants.sealing import Sealer, new_key
 from tests.conftest import fake_settings, listen
+from tests.engine.adapters import write_adapter
+from tests.engine.conftest import make_model
 from tests.operations.processes import named_by_port
 from tests.servers import free_port, qdrant_server, redis_server
 
@@ -146,6 +148,19 @@ def test_weights_that_were_changed_are_named(tmp_path: Path) -> None:
     assert machine.model(EngineSettings(model=str(tmp_path / "none"))).state == State.FAILED
     assert machine.model(EngineSettings(model="firm/model")).state == State.WARNING
     assert machine.model(EngineSettings(model="firm/model", revision="abc")).state == State.OK
+
+
+async def test_an_adapter_that_is_damaged_is_named(tmp_path: Path) -> None:
+    model = make_model("llama", seed=0)
+    model.save_pretrained(tmp_path / "base")
+    folder = write_adapter(tmp_path / "firm", model, seed=1)
+    engine = EngineSettings(model=str(tmp_path / "base"), adapters=(f"firm={folder}",))
+    settings = plain(tmp_path, engine=engine)
+    assert (await findings(settings))["adapters"].state == State.OK
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    damaged = (await findings(settings))["adapters"]
+    assert damaged.state == State.FAILED and str(folder) in damaged.detail
 
 
 def test_a_device_and_an_embedding_model_that_are_not_there_are_named(tmp_path: Path) -> None:
