@@ -8,7 +8,8 @@ what the others are told, and sections other than models, targets, routes and pr
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,13 @@ class Reloader:
             try:
                 file = _read(self.settings)
                 stored = await catalog.read_stored(self._database, self._sealer)
-                board = await self._prepare(file, stored)
+                async with self._prepared(file, stored) as board:
+                    self.settings, self.stored = file, stored
+                    self._switch(board)
             except AppError as error:
                 self.error = error.detail
                 self._events.publish("config", {"loaded_at": self.loaded_at, "error": error.detail})
                 raise Conflict(f"Not loaded; what was loaded before goes on. {error.detail}") from error
-            self.settings, self.stored = file, stored
-            self._switch(board)
 
     async def edit(self, change: Callable[[Stored], Stored], write: Callable[[], Awaitable[None]]) -> None:
         """Try a change of what is stored, write it only where it makes sense, and put it in place here.
@@ -93,31 +94,40 @@ class Reloader:
         async with self._lock:
             stored = change(await catalog.read_stored(self._database, self._sealer))
             try:
-                board = await self._prepare(self.settings, stored)
+                async with self._prepared(self.settings, stored) as board:
+                    await write()
+                    self.stored = await catalog.read_stored(self._database, self._sealer)
+                    self._switch(board)
             except ConfigurationError as error:
                 raise Conflict(error.detail) from error
-            await write()
-            self.stored = await catalog.read_stored(self._database, self._sealer)
-            self._switch(board)
 
-    async def _prepare(self, file: Settings, stored: Stored) -> Switchboard:
-        """Make the switchboard and start what is new in it. Raises Conflict or ConfigurationError."""
+    @asynccontextmanager
+    async def _prepared(self, file: Settings, stored: Stored) -> AsyncIterator[Switchboard]:
+        """The switchboard to be put in place, with what is new in it started, and closed again where that does not come
+        to be. Raises Conflict or ConfigurationError.
+        """
         before = self._gateway.board
         board = build(catalog.overlaid(file, stored.entries), stored.secrets, before)
-        started: list[GuardedTarget] = []
+        new = [guarded for guarded in board.targets.values() if guarded not in before.targets.values()]
+        begun: list[Provider] = []
         try:
-            for guarded in board.targets.values():
-                if guarded not in before.targets.values():
-                    started.append(guarded)
-                    self._before_start(guarded.provider)
-                    await guarded.provider.start()
-        except BaseException as error:  # also where the process stops meanwhile
-            for guarded in started:
-                await guarded.provider.close()
-            if isinstance(error, AppError) or not isinstance(error, Exception):
-                raise
+            for guarded in new:
+                begun.append(guarded.provider)
+                await self._start(guarded.provider)
+            yield board
+        except BaseException:  # also where the process stops meanwhile
+            for provider in begun:
+                await provider.close()
+            raise
+
+    async def _start(self, provider: Provider) -> None:
+        self._before_start(provider)
+        try:
+            await provider.start()
+        except AppError:
+            raise
+        except Exception as error:
             raise Conflict(f"A target could not start: {error}") from error
-        return board
 
     def _switch(self, board: Switchboard) -> None:
         gone = [old for old in self._gateway.board.targets.values() if old not in board.targets.values()]

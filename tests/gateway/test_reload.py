@@ -15,6 +15,7 @@ from app import services
 from app.asgi import create_app
 from app.config import Settings, TargetSettings
 from app.gateway import reload
+from app.gateway.catalog import Stored
 from app.gateway.providers.fake import FakeProvider
 from app.gateway.providers.local import LocalProvider
 from app.tenants import audit
@@ -310,3 +311,25 @@ async def test_a_target_that_is_being_started_when_the_process_stops_is_closed(
         await begun.wait()
     await place.site.services.reloader.stop()
     assert len(closed) == 1 and closed[0] not in place.site.services.gateway.providers.values()
+
+
+async def test_a_new_target_is_closed_where_its_change_cannot_be_written(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    async def close(provider: FakeProvider) -> None:
+        closed.append(provider)
+
+    async def fail() -> None:
+        raise OSError("the disk is full")
+
+    def add(stored: Stored) -> Stored:
+        entry = ("targets", "new", {"name": "new", "provider": "fake"})
+        return dataclasses.replace(stored, entries=(*stored.entries, entry))
+
+    monkeypatch.setattr(FakeProvider, "close", close)
+    before = dict(place.site.services.gateway.providers)
+    with pytest.raises(OSError, match="disk is full"):
+        await place.site.services.reloader.edit(add, fail)
+    assert len(closed) == 1 and place.site.services.gateway.providers == before
