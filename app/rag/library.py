@@ -135,8 +135,7 @@ async def open_library(
     reranker = await _open_reranker(settings.rag)
     if reranker is not None:
         hold(reranker.device, reranker.name, reranker.num_bytes)
-    retriever = await asyncio.to_thread(Retriever, index, intake.embedder)
-    search = SearchService(database, retriever, documents, rights, reranker)
+    search = SearchService(database, Retriever(index, intake.embedder), documents, rights, reranker)
     answer_log = AnswerLog(database)
     reconciler = Reconciler(database, documents, index, intake.embedder.dimension)
     answers = AnswerService(search, gateway, settings.rag, forgetting, rights, answer_log)

@@ -1,6 +1,7 @@
 """A question under the caller's rights → passages with scores, timings and a confidence."""
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -9,11 +10,12 @@ import numpy as np
 
 from app.rag.index.base import FloatArray, Legs, SearchFilter, VectorIndex
 from app.rag.index.embedding import Embedder
-from app.rag.retrieval.query import QueryPlan, plan, thesaurus, words
+from app.rag.retrieval.query import QueryPlan, plan, words
 from app.rag.retrieval.ranking import Candidate, decisive, gather, rank, route
 
 CANDIDATES = 200  # per leg; a contract of 80,000 characters is then ranked as a whole
 ROUTE_CANDIDATES = 32
+WORDING_CACHE = 4096  # vectors of thesaurus wordings, 1.5 kB each with MiniLM
 CONFIDENCE_FROM = 3  # best passages whose features are used
 
 # Logistic weights fitted on 2,632 (contract, question) pairs of half of the development contracts, a quarter of
@@ -77,13 +79,12 @@ class Retriever:
     """Routes to documents, searches inside, fuses and reranks. Blocking; thread-safe."""
 
     def __init__(self, index: VectorIndex, embedder: Embedder, *, expand: bool = True) -> None:
-        """`expand` adds the wording of the legal thesaurus to the question; it is embedded here, in a third of a second
-        with MiniLM on a CPU.
-        """
+        """`expand` adds the wording of the legal thesaurus to the question."""
         self._index = index
         self._embedder = embedder
         self._expand = expand
-        self._wordings = _wordings(embedder) if expand else {}
+        self._wordings: dict[str, FloatArray] = {}
+        self._lock = threading.Lock()
 
     def search(self, query: SearchQuery) -> SearchResult:
         """The best `query.k` passages the caller may see; fewer when there are fewer."""
@@ -117,8 +118,17 @@ class Retriever:
         """The question's vector, moved halfway to the clause wording it expects."""
         if not asked.wordings:
             return question
-        wordings = np.stack([self._wordings[wording] for wording in asked.wordings])
-        return _unit(question + _unit(wordings.mean(axis=0)))
+        return _unit(question + _unit(self._wording_vectors(asked.wordings).mean(axis=0)))
+
+    def _wording_vectors(self, wordings: Sequence[str]) -> FloatArray:
+        with self._lock:
+            missing = [wording for wording in wordings if wording not in self._wordings]
+            if missing:
+                if len(self._wordings) > WORDING_CACHE:
+                    self._wordings.clear()
+                    missing = list(wordings)
+                self._wordings.update(zip(missing, self._embedder.embed(missing), strict=True))
+            return np.stack([self._wordings[wording] for wording in wordings])
 
     def _route(self, asked: QueryPlan, named: FloatArray | None, where: SearchFilter) -> dict[str, float]:
         if named is None or (where.document_ids is not None and len(where.document_ids) == 1):
@@ -157,11 +167,6 @@ def confidence(features: Mapping[str, float]) -> float:
     if not features:
         return 0.0
     return 1 / (1 + math.exp(-BIAS - sum(weight * features[name] for name, weight in CALIBRATION.items())))
-
-
-def _wordings(embedder: Embedder) -> dict[str, FloatArray]:
-    every = list(dict.fromkeys(wording for concept in thesaurus() for wording in concept.says))
-    return dict(zip(every, embedder.embed(every), strict=True))
 
 
 def _passage(candidate: Candidate) -> Passage:
