@@ -76,7 +76,6 @@ def test_what_is_built_names_nothing_outside() -> None:
     assert "<script>" not in page and "<style" not in page
 
 
-@pytest.mark.slow
 def test_the_types_are_those_of_the_api(tmp_path: Path) -> None:
     """After a change of the API: `make types`."""
     schema = tmp_path / "openapi.json"

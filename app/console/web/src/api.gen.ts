@@ -1510,6 +1510,11 @@ export interface components {
     schemas: {
         /** Advert */
         Advert: {
+            adapters?: {
+                [key: string]: {
+                    [key: string]: number;
+                };
+            };
             /** @default 0 */
             ms_per_token?: number;
             prefixes?: {
