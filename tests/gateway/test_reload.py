@@ -49,6 +49,12 @@ targets = ["one"]
 """
 
 
+def late_model(folder: Path) -> str:
+    """A section of the file that adds one."""
+    made = tiny_model(folder / "tiny")
+    return f"[[models]]\nname = 'late'\nmodel = '{made}'\nthreads = 1\nkv_cache_bytes = 1000000\n"
+
+
 class Place:
     """A server with a file of its own."""
 
@@ -61,6 +67,12 @@ class Place:
         new = self._file.with_suffix(".new")
         new.write_text(self._text(**values) + more)
         os.replace(new, self._file)
+
+    async def load(self, more: str = "") -> None:
+        """At once, as an operator does."""
+        self.write(more)
+        response = await self.client.post("/api/v1/config/reload", headers=self.headers)
+        assert response.status_code == 200, response.text
 
     async def ask(self, model: str = "m", headers: dict[str, str] | None = None) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "x"}]}
@@ -233,17 +245,12 @@ async def test_a_model_is_added_and_taken_away_without_a_restart(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload, "GRACE_SECONDS", 0.01)
-    model = (
-        f"[[models]]\nname = 'late'\nmodel = '{tiny_model(tmp_path / 'tiny')}'\nthreads = 1\nkv_cache_bytes = 1000000\n"
-    )
-    place.write(more=model)
-    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    await place.load(late_model(tmp_path))
     assert (await place.ask("late")).status_code == 200
     assert 'precedent_engine_awake{precedent_target="late"} 1.0' in (await place.client.get("/metrics")).text
     [device] = place.site.services.gateway.board.devices.all()
     assert device.used > 1_000_000
-    place.write()
-    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    await place.load()
     assert (await place.ask("late")).status_code == 404
     figures = (await place.client.get("/metrics")).text
     assert "precedent_engine" not in figures and 'precedent_target="late"' in figures, "its requests remain counted"
@@ -257,15 +264,10 @@ async def test_a_model_on_its_way_out_is_told_what_is_forgotten(
 ) -> None:
     """It may still be answering from the document."""
     monkeypatch.setattr(reload, "GRACE_SECONDS", 1.0)
-    model = (
-        f"[[models]]\nname = 'late'\nmodel = '{tiny_model(tmp_path / 'tiny')}'\nthreads = 1\nkv_cache_bytes = 1000000\n"
-    )
-    place.write(more=model)
-    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    await place.load(late_model(tmp_path))
     gateway = place.site.services.gateway
     late = gateway.providers["late"]
-    place.write()
-    assert (await place.client.post("/api/v1/config/reload", headers=place.headers)).status_code == 200
+    await place.load()
     assert late not in gateway.providers.values() and gateway.leaving == [late]
     await services._forget(gateway, ["a document"])
     assert isinstance(late, LocalProvider) and "a document" in late._gone
