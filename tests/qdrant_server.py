@@ -35,8 +35,14 @@ class Missing(Exception):
     pass
 
 
+class Exists(Exception):
+    pass
+
+
 def create(store: Store, name: str, body: Any) -> bool:
     asked = qm.CreateCollection.model_validate(body)
+    if store.client.collection_exists(name):
+        raise Exists(f"Wrong input: Collection `{name}` already exists!")
     store.created[name] = asked
     return store.client.create_collection(name, asked.vectors, sparse_vectors_config=asked.sparse_vectors)
 
@@ -115,6 +121,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/points/scroll"): scroll,
     ("POST", "/snapshots"): snapshot,
 }
+STATUSES: dict[type[Exception], int] = {Missing: 404, Exists: 409}
 _PATH = re.compile(r"/collections/([^/?]+)([^?]*)")
 
 
@@ -146,8 +153,8 @@ def handler(api_key: str) -> type[BaseHTTPRequestHandler]:
             try:
                 with store.lock:
                     found = route(store, match[1], body)
-            except (Missing, ValueError) as error:
-                return self._send(404 if isinstance(error, Missing) else 400, {"status": {"error": str(error)}})
+            except (Missing, Exists, ValueError) as error:
+                return self._send(STATUSES.get(type(error), 400), {"status": {"error": str(error)}})
             self._send(200, {"result": _plain(found), "status": "ok", "time": 0.0})
 
         def _send(self, status: int, body: Any) -> None:

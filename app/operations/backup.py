@@ -116,15 +116,18 @@ def read(folder: Path) -> Manifest:
 async def _consistent(snapshots: Snapshots, originals: Path, partial: Path) -> set[str]:
     """The database, and the originals that this state of it names. Returns those that could not be had.
 
-    An original is there before its row, so only a deletion after the snapshot can take one away: then the database,
-    which no longer names it, is taken again.
+    An original is there before its row, so only a deletion since the moment can take one away: then a later moment,
+    which no longer names it, is as good. Originals come before the database, which takes longer, and those copied are
+    kept for the next try: so it has little time to miss another, however busy the installation is.
     """
-    for _ in range(TRIES):
-        named = await snapshots.take(partial / snapshots.name)
-        missing = await asyncio.to_thread(_copy, named, originals, partial / FILES)
-        if not missing:
-            break
-    return missing
+    tries = 0
+    while True:
+        async with snapshots.moment() as moment:
+            missing = await asyncio.to_thread(_copy, moment.named, originals, partial / FILES)
+            tries += 1
+            if not missing or tries == TRIES:
+                await moment.write(partial / snapshots.name)
+                return missing
 
 
 def _copy(named: set[Version], originals: Path, target: Path) -> set[str]:

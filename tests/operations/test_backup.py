@@ -78,19 +78,23 @@ async def comes_back(settings: Settings, folder: Path) -> None:
         before = await answered(http)
         assert before["citations"][0]["verified"]
 
-        async def others() -> None:
-            for number in range(8):
-                gone = await file(http, f"A note of no importance, number {number}.")
-                await http.delete(f"/api/v1/documents/{gone}")
+        over = asyncio.Event()
+        gone: list[str] = []
 
-        busy = asyncio.create_task(others())
-        await asyncio.sleep(0.2)
-        manifest = await backup(settings, folder)
-        assert manifest.missing == []
-        assert not busy.done()
-        with pytest.raises(Conflict, match="stop it first"):
-            await restore(settings, folder, force=True)
-        await busy
+        async def others() -> None:
+            while not over.is_set():
+                gone.append(await file(http, f"A note of no importance, number {len(gone)}."))
+                await http.delete(f"/api/v1/documents/{gone[-1]}")
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(others())
+            while not gone:
+                await asyncio.sleep(0.01)
+            manifest = await backup(settings, folder)
+            with pytest.raises(Conflict, match="stop it first"):
+                await restore(settings, folder, force=True)
+            over.set()
+        assert manifest.missing == [] and len(gone) > 1
     shutil.rmtree(settings.directory / "files")
     shutil.rmtree(settings.directory / "index")
     await restore(settings, folder, force=True)

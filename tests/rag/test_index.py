@@ -5,10 +5,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from qdrant_client.qdrant_remote import QdrantRemote
 
 from app.errors import ConfigurationError, Unavailable
 from app.rag.documents.chunking import Chunk
@@ -178,6 +181,45 @@ def test_a_server_that_is_away_or_refuses_is_said_so(words: WordEmbedder) -> Non
         opened.close()
     with pytest.raises(Unavailable, match="closed"):
         opened.count()
+
+
+def test_replicas_that_start_at_once_share_one_collection(
+    qdrant_url: str, words: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All find it missing before any of them makes it."""
+    together, looked = threading.Barrier(4), threading.local()
+    exists = QdrantRemote.collection_exists
+
+    def asked(client: QdrantRemote, **asking: Any) -> bool:
+        found = exists(client, **asking)
+        if not hasattr(looked, "once"):
+            looked.once = together.wait(10)
+        return found
+
+    model = uuid4().hex
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as replicas:
+        patch.setattr(QdrantRemote, "collection_exists", asked)
+        opened = list(replicas.map(lambda _: QdrantIndex(qdrant_url, words.dimension, model=model), range(4)))
+    put(opened[0], words, "a")
+    assert {one.count("t1", "a", kind=None) for one in opened} == {3}
+    for one in opened:
+        one.close()
+
+
+def test_payload_indexes_that_a_killed_replica_left_out_are_made(
+    qdrant_url: str, words: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed = []
+    index_payload = QdrantRemote.create_payload_index
+
+    def made(client: QdrantRemote, **asking: Any) -> Any:
+        indexed.append(asking["field_name"])
+        return index_payload(client, **asking)
+
+    QdrantIndex(qdrant_url, words.dimension, model="killed").close()
+    monkeypatch.setattr(QdrantRemote, "create_payload_index", made)
+    QdrantIndex(qdrant_url, words.dimension, model="killed").close()
+    assert set(indexed) == {"tenant", "labels", "document_id", "collection", "kind", "version"}
 
 
 def test_points_survive_reopening(tmp_path: Path, words: WordEmbedder) -> None:

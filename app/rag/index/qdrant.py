@@ -150,10 +150,15 @@ class QdrantIndex:
             return not self._client.collection_exists(self.collection)
 
     def renew(self) -> None:
-        """Make the collection where it is missing."""
-        if self.is_gone():
-            with _calling():
+        """Make the collection, and its payload indexes, where they are missing.
+
+        Replicas that start at once all find it missing: one makes it, and whoever was second finds it made. Indexes are
+        asked for every time, since the one that made the collection may have died before it came to them.
+        """
+        with _calling():
+            if not self._client.collection_exists(self.collection):
                 self._create(self._dimension)
+            self._index_payload()
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
@@ -166,12 +171,18 @@ class QdrantIndex:
 
     def _create(self, dimension: int) -> None:
         int8 = qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8, quantile=0.99, always_ram=True)
-        self._client.create_collection(
-            self.collection,
-            vectors_config={DENSE: qm.VectorParams(size=dimension, distance=qm.Distance.COSINE)},
-            sparse_vectors_config={SPARSE: qm.SparseVectorParams(modifier=qm.Modifier.IDF)},
-            quantization_config=qm.ScalarQuantization(scalar=int8),
-        )
+        try:
+            self._client.create_collection(
+                self.collection,
+                vectors_config={DENSE: qm.VectorParams(size=dimension, distance=qm.Distance.COSINE)},
+                sparse_vectors_config={SPARSE: qm.SparseVectorParams(modifier=qm.Modifier.IDF)},
+                quantization_config=qm.ScalarQuantization(scalar=int8),
+            )
+        except UnexpectedResponse:
+            if not self._client.collection_exists(self.collection):
+                raise
+
+    def _index_payload(self) -> None:
         for field in _KEYWORDS:
             schema = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=field == "tenant")
             self._client.create_payload_index(self.collection, field, schema, wait=True)
