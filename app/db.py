@@ -12,16 +12,17 @@ from traceback import walk_tb
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, Select, TypeDecorator, event, select, text
+from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, Select, TypeDecorator, event, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm.exc import StaleDataError
 from uuid_utils.compat import uuid7
 
-from app.errors import NotFound, Unavailable
+from app.errors import Conflict, NotFound, Unavailable
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -93,6 +94,18 @@ async def get_owned(session: AsyncSession, model: type[Owned], tenant_id: UUID, 
     return row  # type: ignore[no-any-return]  # the bound is Any, so that models need no common mapped type
 
 
+async def take_turn(session: AsyncSession, model: type[Base], row_id: UUID) -> bool:
+    """Whoever takes the turn of this row as well, in any process, waits until this transaction ends: what is read from
+    here on stays as it is until then. What was read before does not; so a turn comes first.
+
+    A write that changes nothing, since SQLite knows no SELECT FOR UPDATE: there the first write locks out all others.
+    False where there is no such row.
+    """
+    nothing = update(model).where(model.id == row_id).values(created_at=model.created_at)
+    written = await session.execute(nothing.execution_options(synchronize_session=False))
+    return bool(written.rowcount)  # type: ignore[attr-defined]
+
+
 class Database:
     """Owns the connection pool."""
 
@@ -115,7 +128,9 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
-        """A session that rolls back what was not committed. Raises Unavailable where the database is away."""
+        """A session that rolls back what was not committed. Raises Unavailable where the database is away, and Conflict
+        where a row that was read and is written has gone meanwhile.
+        """
         try:
             async with self._sessions() as session:
                 yield session
@@ -123,6 +138,8 @@ class Database:
             if not _of_a_driver(error):
                 raise
             raise Unavailable("The database does not answer.") from error
+        except StaleDataError as error:
+            raise Conflict("Somebody else has just deleted what this would change.") from error
         except DBAPIError as error:
             if error.connection_invalidated:  # it broke
                 raise Unavailable("The database does not answer.") from error

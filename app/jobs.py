@@ -1,9 +1,9 @@
 """Durable jobs: the row in the database is the truth.
 
 A job is written in the same transaction as what it is about. Workers claim queued jobs by a conditional update and
-say regularly that they are alive; what a dead process left as `running` is queued again, so a handler must be able to
-run twice. Every write of a handler's attempt is fenced by its claim: an attempt that was cancelled or taken over by
-somebody else changes nothing any more.
+say regularly that they are alive, by the database's clock, since their own may differ by more than a lease. What a dead
+process left as `running` is queued again, so a handler must be able to run twice. Every write of a handler's attempt is
+fenced by its claim: an attempt that was cancelled or taken over by somebody else changes nothing any more.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import String, or_, select, update
+from sqlalchemy import String, func, or_, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Database, TenantScoped, now
+from app.db import Base, Database, TenantScoped, UtcDateTime, now
 from app.errors import AppError
 from app.telemetry import logger, tracer
 
@@ -78,7 +78,7 @@ class Progress:
         Raises Superseded.
         """
         mine = update(Job).where(Job.id == self._job_id, Job.status == RUNNING, Job.worker == self._claim)
-        written = await session.execute(mine.values(alive_at=now(), **values))
+        written = await session.execute(mine.values(alive_at=func.now(), **values))
         if written.rowcount == 0:  # type: ignore[attr-defined]
             status = await session.scalar(select(Job.status).where(Job.id == self._job_id))
             raise Superseded(status or CANCELLED)
@@ -158,7 +158,7 @@ class JobRunner:
             try:
                 async with self._database.session() as session:
                     mine = update(Job).where(Job.status == RUNNING, Job.worker.in_(self._claims))
-                    await session.execute(mine.values(alive_at=now()))
+                    await session.execute(mine.values(alive_at=func.now()))
                     await session.commit()
                 if self._shared:
                     await self._requeue(None)
@@ -167,9 +167,9 @@ class JobRunner:
 
     async def _requeue(self, unheard_since: datetime | None) -> None:
         """Queue jobs again that nobody has been heard to run since then (default: one lease ago)."""
-        limit = unheard_since or now() - timedelta(seconds=LEASE_SECONDS)
-        left = update(Job).where(Job.status == RUNNING, or_(Job.alive_at.is_(None), Job.alive_at < limit))
         async with self._database.session() as session:
+            limit = unheard_since or await _clock(session) - timedelta(seconds=LEASE_SECONDS)
+            left = update(Job).where(Job.status == RUNNING, or_(Job.alive_at.is_(None), Job.alive_at < limit))
             await session.execute(left.values(status=QUEUED, worker=None))
             await session.commit()
 
@@ -180,7 +180,7 @@ class JobRunner:
             job = await session.scalar(queued)
             if job is None:
                 return None
-            values = {"status": RUNNING, "worker": claim, "alive_at": now(), "started_at": now()}
+            values = {"status": RUNNING, "worker": claim, "alive_at": func.now(), "started_at": now()}
             taken = await session.execute(
                 update(Job).where(Job.id == job.id, Job.status == QUEUED).values(attempts=Job.attempts + 1, **values)
             )
@@ -213,3 +213,9 @@ class JobRunner:
             with contextlib.suppress(Superseded):  # cancelled at the last moment: that stands
                 await progress.hold(session, status=status, error=error, finished_at=now())
             await session.commit()
+
+
+async def _clock(session: AsyncSession) -> datetime:
+    """What the database takes the time to be, which is what `alive_at` is by."""
+    at: datetime = (await session.scalars(select(type_coerce(func.now(), UtcDateTime())))).one()
+    return at

@@ -17,6 +17,8 @@ from app.config import REPOSITORY
 from app.db import Base, Database
 from app.errors import Unavailable
 
+LOCK = "SELECT pg_advisory_xact_lock(7364012)"  # a number that means this to all of us, kept until the transaction ends
+
 
 def metadata() -> MetaData:
     """All tables of the application."""
@@ -24,8 +26,11 @@ def metadata() -> MetaData:
 
 
 async def upgrade(database: Database) -> None:
-    """Apply every migration that is missing."""
+    """Apply every migration that is missing. Of several processes that do so at once, as replicas in Kubernetes do when
+    they start, one does and the others wait for it.
+    """
     async with database.engine.begin() as connection:
+        await connection.exec_driver_sql("BEGIN IMMEDIATE" if database.is_sqlite else LOCK)
         await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
 
 

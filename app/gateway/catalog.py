@@ -9,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.config import PriceSettings, RouteSettings, Settings, TargetSettings, entry
 from app.db import Database, now
-from app.errors import ConfigurationError, InvalidRequest
+from app.errors import ConfigurationError, Conflict, InvalidRequest
 from app.gateway.models import CatalogEntry, Credential
+from app.tenants import audit
 from app.tenants.sealing import Sealer
 
 TARGETS, ROUTES, PRICES = "targets", "routes", "prices"
@@ -82,7 +83,17 @@ async def _stamp(session: AsyncSession) -> tuple[Any, ...]:
     return (*(tuple(row) for row in rows), *(tuple(row) for row in secrets))
 
 
+async def require_unchanged(session: AsyncSession, stored: Stored) -> None:
+    """In turn with every other replica: two changes that make sense each may make none together, and what makes none
+    is left out as a whole at the next start. Raises Conflict where what is stored has changed since it was read.
+    """
+    await audit.take_turn(session)
+    if await _stamp(session) != stored.stamp:
+        raise Conflict("Somebody else has just changed the configuration; look at it again and try again.")
+
+
 async def put_entry(session: AsyncSession, kind: str, name: str, body: dict[str, Any]) -> None:
+    await audit.take_turn(session)
     row = await session.scalar(select(CatalogEntry).where(CatalogEntry.kind == kind, CatalogEntry.name == name))
     if row is None:
         session.add(CatalogEntry(kind=kind, name=name, body=body, updated_at=now()))
@@ -91,6 +102,7 @@ async def put_entry(session: AsyncSession, kind: str, name: str, body: dict[str,
 
 
 async def put_credential(session: AsyncSession, name: str, sealed: str) -> None:
+    await audit.take_turn(session)
     row = await session.scalar(select(Credential).where(Credential.name == name))
     if row is None:
         session.add(Credential(name=name, sealed=sealed, updated_at=now()))

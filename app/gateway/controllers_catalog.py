@@ -12,6 +12,7 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.config.shown import shown
 from app.db import Database
@@ -97,8 +98,7 @@ class SettingList(Struct):
 class Editor:
     """Changes what is stored, where the whole still makes sense, with an entry in the audit log."""
 
-    def __init__(self, database: Database, reloader: Reloader, principal: Principal) -> None:
-        self._database = database
+    def __init__(self, reloader: Reloader, principal: Principal) -> None:
         self._reloader = reloader
         self._actor = audit.actor_of(principal)
 
@@ -109,11 +109,9 @@ class Editor:
             others = tuple(one for one in stored.entries if one[:2] != entry[:2])
             return dataclasses.replace(stored, entries=(*others, entry))
 
-        async def write() -> None:
-            async with self._database.session() as session:
-                await catalog.put_entry(session, kind, name, body)
-                await audit.append(session, self._actor, f"{kind}.put", f"{kind}:{name}", None, body)
-                await session.commit()
+        async def write(session: AsyncSession) -> None:
+            await catalog.put_entry(session, kind, name, body)
+            await audit.append(session, self._actor, f"{kind}.put", f"{kind}:{name}", None, body)
 
         await self._reloader.edit(change, write)
 
@@ -126,20 +124,16 @@ class Editor:
                 raise NotFound(f"Nothing named {name!r} was made through the API.")
             return dataclasses.replace(stored, entries=others)
 
-        async def write() -> None:
-            async with self._database.session() as session:
-                gone = sql_delete(CatalogEntry).where(CatalogEntry.kind == kind, CatalogEntry.name == name)
-                await session.execute(gone)
-                await audit.append(session, self._actor, f"{kind}.delete", f"{kind}:{name}", None)
-                await session.commit()
+        async def write(session: AsyncSession) -> None:
+            gone = sql_delete(CatalogEntry).where(CatalogEntry.kind == kind, CatalogEntry.name == name)
+            await session.execute(gone)
+            await audit.append(session, self._actor, f"{kind}.delete", f"{kind}:{name}", None)
 
         await self._reloader.edit(change, write)
 
 
-def provide_editor(
-    database: NamedDependency[Database], reloader: NamedDependency[Reloader], principal: NamedDependency[Principal]
-) -> Editor:
-    return Editor(database, reloader, principal)
+def provide_editor(reloader: NamedDependency[Reloader], principal: NamedDependency[Principal]) -> Editor:
+    return Editor(reloader, principal)
 
 
 def _entries(kind: str, reloader: Reloader) -> list[EntryView]:
@@ -276,7 +270,6 @@ class CredentialController(Controller):
         self,
         name: FromPath[str],
         principal: NamedDependency[Principal],
-        database: NamedDependency[Database],
         reloader: NamedDependency[Reloader],
     ) -> None:
         def change(stored: catalog.Stored) -> catalog.Stored:
@@ -285,11 +278,9 @@ class CredentialController(Controller):
             rest = {key: secret for key, secret in stored.secrets.items() if key != name}
             return dataclasses.replace(stored, secrets=rest)
 
-        async def write() -> None:
-            async with database.session() as session:
-                await session.execute(sql_delete(Credential).where(Credential.name == name))
-                await audit.append(session, audit.actor_of(principal), "credential.delete", f"credential:{name}", None)
-                await session.commit()
+        async def write(session: AsyncSession) -> None:
+            await session.execute(sql_delete(Credential).where(Credential.name == name))
+            await audit.append(session, audit.actor_of(principal), "credential.delete", f"credential:{name}", None)
 
         await reloader.edit(change, write)
 

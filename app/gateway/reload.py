@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app.config import Settings
 from app.db import Database, now
 from app.errors import AppError, ConfigurationError, Conflict
@@ -86,16 +88,19 @@ class Reloader:
                 self._events.publish("config", {"loaded_at": self.loaded_at, "error": error.detail})
                 raise Conflict(f"Not loaded; what was loaded before goes on. {error.detail}") from error
 
-    async def edit(self, change: Callable[[Stored], Stored], write: Callable[[], Awaitable[None]]) -> None:
+    async def edit(self, change: Callable[[Stored], Stored], write: Callable[[AsyncSession], Awaitable[None]]) -> None:
         """Try a change of what is stored, write it only where it makes sense, and put it in place here.
 
-        Raises Conflict where the whole would make no sense; then nothing was written.
+        Raises Conflict where the whole would make no sense, or another replica was faster; then nothing was written.
         """
         async with self._lock:
             stored = change(await catalog.read_stored(self._database, self._sealer))
             try:
                 async with self._prepared(self.settings, stored) as board:
-                    await write()
+                    async with self._database.session() as session:
+                        await catalog.require_unchanged(session, stored)
+                        await write(session)
+                        await session.commit()
                     self.stored = await catalog.read_stored(self._database, self._sealer)
                     self._switch(board)
             except ConfigurationError as error:

@@ -29,7 +29,7 @@ async def promote(database: Database, settings: Settings, model: str, target: st
     """The route as it is from now on. forced: why without a gate.
 
     Raises NotFound for an unknown route or target, InvalidRequest where something else than the order decides, Conflict
-    where no gate has passed and nothing is forced.
+    where no gate has passed and nothing is forced, or where somebody else changed the configuration meanwhile.
     """
     stored = await catalog.read_stored(database, Sealer(settings.auth.encryption_key))
     route = _route(Router(catalog.overlaid(settings, stored.entries)), model, target)
@@ -44,6 +44,7 @@ async def promote(database: Database, settings: Settings, model: str, target: st
                 f"No quality gate has let {target!r} through in the last {COUNTS_DAYS} days: run "
                 f"`precedent eval gate --baseline A --candidate B --target {target}`, or say why not with --force."
             )
+        await catalog.require_unchanged(session, stored)  # the order was made from what the route was then
         await catalog.put_entry(session, catalog.ROUTES, model, body)
         detail = {"targets": list(targets), "before": list(route.targets), "gate": passed, "forced": forced}
         await audit.append(session, audit.CLI, "route.promote", f"route:{model}", None, detail)

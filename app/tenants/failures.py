@@ -2,9 +2,11 @@
 
 import hashlib
 from datetime import timedelta
+from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
 
 from app.db import Database, now
 from app.errors import RateLimited
@@ -20,8 +22,9 @@ class Failures:
         self._database = database
         self._limit = limit
 
-    async def count(self, *names: str) -> None:
-        """Count an attempt as failed, before it is looked at: many at once are not more than the limit either.
+    async def count(self, *names: str) -> list[UUID]:
+        """Count an attempt as failed, before it is looked at: many at once are not more than the limit either. Returns
+        what `forgive` takes.
 
         Raises RateLimited where one of the names has failed too often; such attempts are not counted.
         """
@@ -30,9 +33,11 @@ class Failures:
             await self._require_fewer(session, hashes, self._limit)
             # Whoever fails takes old rows away.
             await session.execute(delete(LoginFailure).where(LoginFailure.created_at < now() - WINDOW))
-            session.add_all([LoginFailure(name=name) for name in hashes])
+            counted = [LoginFailure(id=uuid7(), name=name) for name in hashes]
+            session.add_all(counted)
             await session.commit()
             await self._require_fewer(session, hashes, self._limit + 1)
+        return [row.id for row in counted]
 
     async def _require_fewer(self, session: AsyncSession, hashes: list[str], limit: int) -> None:
         rows = select(LoginFailure.name, LoginFailure.created_at).where(
@@ -45,16 +50,11 @@ class Failures:
                 wait = (times[limit - 1] + WINDOW - now()).total_seconds()
                 raise RateLimited("Too many failed logins; try again later.", retry_after=max(1.0, wait))
 
-    async def forgive(self, account: str, place: str) -> None:
-        """This attempt was right after all: the account starts anew, its address loses this one."""
+    async def forgive(self, account: str, attempt: list[UUID]) -> None:
+        """This attempt was right after all: the account starts anew, its address loses this one and no other's."""
+        right = or_(LoginFailure.name == _hashed(account), LoginFailure.id.in_(attempt))
         async with self._database.session() as session:
-            await session.execute(delete(LoginFailure).where(LoginFailure.name == _hashed(account)))
-            latest = select(LoginFailure.id).where(LoginFailure.name == _hashed(place))
-            await session.execute(
-                delete(LoginFailure).where(
-                    LoginFailure.id.in_(latest.order_by(LoginFailure.id.desc()).limit(1).scalar_subquery())
-                )
-            )
+            await session.execute(delete(LoginFailure).where(right))
             await session.commit()
 
 

@@ -1,6 +1,7 @@
 """Matters of a tenant and their members: who may give whom which right.
 
-Nobody gives what they do not hold, nobody changes their own access, and a denial holds against every role.
+Nobody gives what they do not hold, nobody changes their own access, and a denial holds against every role. A tenant's
+matters change one after the other: what a change was allowed by must still hold when it is written.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,10 +11,10 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import get_owned, now, owned
+from app.db import get_owned, now, owned, take_turn
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from app.tenants import audit
-from app.tenants.models import ApiKey, Matter, MatterMember, User
+from app.tenants.models import ApiKey, Matter, MatterMember, Tenant, User
 from app.tenants.principal import LABEL, Principal, Scope
 from app.tenants.rights import ALLOW, DENY
 from app.tenants.roles import require_change
@@ -52,6 +53,7 @@ class Matters:
         """Who makes a matter is in it. A label that is used already makes a matter for those who hold it alone."""
         if not LABEL.fullmatch(new.label):
             raise InvalidRequest(f"The label {new.label!r} is not a valid matter name.", param="label")
+        await take_turn(session, Tenant, actor.tenant_id)
         if new.label not in actor.labels and await self._taken(session, actor.tenant_id, new.label):
             raise Forbidden(f"The label {new.label!r} is in use, and you do not hold it.")
         if new.parent_id:
@@ -74,6 +76,7 @@ class Matters:
         """`changes`: any of name, description, parent_id, closed. A new parent lets its members in, so that the matter
         must be held.
         """
+        await take_turn(session, Tenant, actor.tenant_id)
         matter = await self.get(session, actor, matter_id)
         if "parent_id" in changes:
             actor.require_labels(frozenset({matter.label}))
@@ -89,6 +92,7 @@ class Matters:
 
     async def delete(self, session: AsyncSession, actor: Principal, matter_id: UUID) -> None:
         """Raises Conflict while something is filed under it or below it: its wall would fall with it."""
+        await take_turn(session, Tenant, actor.tenant_id)
         matter = await self.get(session, actor, matter_id)
         actor.require_labels(frozenset({matter.label}))
         if await session.scalar(owned(Matter, actor.tenant_id).where(Matter.parent_id == matter.id).limit(1)):
@@ -138,6 +142,7 @@ class Matters:
     async def _membership(
         self, session: AsyncSession, actor: Principal, matter_id: UUID, user_id: UUID
     ) -> tuple[Matter, User, MatterMember | None]:
+        await take_turn(session, Tenant, actor.tenant_id)
         matter = await self.get(session, actor, matter_id)
         user = await get_owned(session, User, actor.tenant_id, user_id)
         rows = owned(MatterMember, actor.tenant_id)

@@ -17,14 +17,14 @@ import httpx
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.config import OidcSettings
-from app.db import Database
+from app.db import Database, take_turn
 from app.errors import Forbidden, NotFound, Unauthenticated, UpstreamError
 from app.telemetry import logger
-from app.tenants.models import User
+from app.tenants.models import Tenant, User
 from app.tenants.sealing import Sealer
 from app.tenants.service import get_tenant
 from app.tenants.users import NewUser, create_user
@@ -154,8 +154,11 @@ class SingleSignOn:
         if not email or claims.get("email_verified") is not True:
             raise Forbidden("The OpenID provider has not verified an e-mail address.")
         tenant = await get_tenant(session, self._settings.tenant)
-        known = await session.scalar(select(User).where(User.email == email))
+        await take_turn(session, Tenant, tenant.id)  # two windows of one browser both come for the first time
+        known = await session.scalar(select(User).where(or_(User.subject == subject, User.email == email)))
         if known is not None:
+            if known.subject == subject:
+                return known
             if known.subject or known.tenant_id != tenant.id:
                 raise Forbidden("This account belongs to somebody else's login.")
             known.subject = subject

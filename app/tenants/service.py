@@ -11,7 +11,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import get_owned, now, owned
+from app.db import get_owned, now, owned, take_turn
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from app.tenants import audit
 from app.tenants.address import Network, networks_of
@@ -132,6 +132,7 @@ async def rotate_key(
     """A new secret for the same key; the old one works for the time of grace. Raises Conflict for a revoked key."""
     if not timedelta(0) <= grace <= MAX_GRACE:
         raise InvalidRequest("A rotation's grace is 0 seconds to 30 days.", param="grace_seconds")
+    await take_turn(session, ApiKey, key_id)  # of two at once the second keeps the first one's secret in grace
     key = await get_owned(session, ApiKey, tenant_id, key_id)
     if key.revoked_at:
         raise Conflict("A revoked key cannot be rotated.")

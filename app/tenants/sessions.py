@@ -43,20 +43,20 @@ class Logins:
     async def with_password(self, email: str, password: str, address: str) -> Login:
         """Raises Unauthenticated, which does not tell why, and RateLimited after too many failures."""
         account, place = f"account:{email.lower()}", f"address:{address}"
-        await self._failures.count(account, place)
+        attempt = await self._failures.count(account, place)
         async with self._database.session() as session:
             user = await session.scalar(select(User).where(User.email == email.lower()))
         right = await self.passwords.verify(password, user.password_hash if user else None)
         if not right or user is None or user.disabled_at:
             await self._note_failure(user, address)
             raise Unauthenticated("Name or password is wrong.")
-        await self._failures.forgive(account, place)
+        await self._failures.forgive(account, attempt)
         return await self.begin(user, "password")
 
     async def with_link(self, token: str, address: str) -> Login:
         """A link works once. Raises Unauthenticated, which does not tell why, and RateLimited."""
         link, place = f"link:{hash_key(token)}", f"address:{address}"
-        await self._failures.count(link, place)
+        attempt = await self._failures.count(link, place)
         async with self._database.session() as session:
             # One statement, so that of two browsers at once one alone is let in.
             taken = delete(SignInLink).where(SignInLink.hash == hash_key(token), SignInLink.expires_at > now())
@@ -65,7 +65,7 @@ class Logins:
             await session.commit()
         if user is None or user.disabled_at:
             raise Unauthenticated("This link was used already or has expired.")
-        await self._failures.forgive(link, place)
+        await self._failures.forgive(link, attempt)
         return await self.begin(user, "link")
 
     async def begin(self, user: User, how: str) -> Login:
@@ -74,10 +74,11 @@ class Logins:
         async with self._database.session() as session:
             expires = now() + self._lifetime
             session.add(Session(tenant_id=user.tenant_id, user_id=user.id, hash=hash_key(token), expires_at=expires))
-            # Whoever logs in takes expired sessions away.
-            await session.execute(delete(Session).where(Session.expires_at < now()))
             stored = await session.get_one(User, user.id)
             stored.last_login_at = now()
+            # Whoever logs in takes expired sessions away; after the person's row, as whoever ends all sessions does, or
+            # each would wait for the other.
+            await session.execute(delete(Session).where(Session.expires_at < now()))
             await audit.append(session, f"user:{user.id}", "login", f"user:{user.id}", user.tenant_id, {"how": how})
             await session.commit()
         return Login(token, user)

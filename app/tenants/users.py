@@ -7,10 +7,10 @@ from uuid import UUID
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import get_owned, now, owned
+from app.db import get_owned, now, owned, take_turn
 from app.errors import Conflict, Forbidden, InvalidRequest
 from app.tenants import audit
-from app.tenants.models import User
+from app.tenants.models import Tenant, User
 from app.tenants.principal import LABEL, Principal
 from app.tenants.rights import held
 from app.tenants.roles import OF_PEOPLE, Role, require_change
@@ -68,6 +68,7 @@ async def change_user(
 
     Raises Forbidden, and Conflict where the tenant would be left without an owner. Lost rights hold within a second.
     """
+    await take_turn(session, Tenant, tenant_id)  # two owners who take the right from each other leave none
     user = await get_owned(session, User, tenant_id, user_id)
     _check(changes.get("role", user.role), frozenset(changes.get("labels", ())))
     if actor:

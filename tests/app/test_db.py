@@ -3,12 +3,15 @@
 import asyncio
 import socket
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, text
 
-from app.db import Database
-from app.errors import Unavailable
+from app import migrate
+from app.db import Database, take_turn
+from app.errors import Conflict, Unavailable
+from app.tenants.models import Tenant
 
 HERE = "127.0.0.1"
 
@@ -61,4 +64,48 @@ async def test_a_cancelled_write_keeps_no_lock(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             await write(1)
     assert any(isinstance(error, asyncio.CancelledError) for error in kept)
+    await database.close()
+
+
+async def test_what_is_read_in_turn_still_holds_when_it_is_written(tmp_path: Path) -> None:
+    """On PostgreSQL: tests/faults/test_at_once.py."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/turns.db")
+    await migrate.upgrade(database)
+    tenant = Tenant(name="firm", requests_per_minute=0)
+    async with database.session() as session:
+        session.add(tenant)
+        await session.commit()
+    all_there = asyncio.Barrier(4)
+
+    async def count() -> None:
+        async with database.session() as session:
+            await all_there.wait()
+            assert await take_turn(session, Tenant, tenant.id)
+            row = await session.get_one(Tenant, tenant.id)
+            await asyncio.sleep(0)
+            row.requests_per_minute = (row.requests_per_minute or 0) + 1
+            await session.commit()
+
+    await asyncio.gather(*(count() for _ in range(4)))
+    async with database.session() as session:
+        assert (await session.get_one(Tenant, tenant.id)).requests_per_minute == 4
+        assert not await take_turn(session, Tenant, uuid4())
+    await database.close()
+
+
+async def test_a_row_that_somebody_else_has_deleted_is_a_conflict(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/stale.db")
+    await migrate.upgrade(database)
+    tenant = Tenant(name="firm")
+    async with database.session() as session:
+        session.add(tenant)
+        await session.commit()
+    with pytest.raises(Conflict, match="just deleted"):
+        async with database.session() as session:
+            row = await session.get_one(Tenant, tenant.id)
+            async with database.session() as other:
+                await other.delete(await other.get_one(Tenant, tenant.id))
+                await other.commit()
+            row.name = "firm and sons"
+            await session.commit()
     await database.close()

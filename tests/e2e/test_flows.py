@@ -141,7 +141,7 @@ async def test_stopping_a_stream_stops_the_server(owner: Visitor, server: Servin
     await page.get_by_role("button", name="Stop").click()
     await expect(page.locator(".badge", has_text="stopped")).to_be_visible()
     with server.client() as client:
-        for _ in range(50):
+        for _ in range(300):
             rows = client.get("/api/v1/requests", params={"model": "dripping"}).json()["requests"]
             if rows:
                 break

@@ -34,10 +34,18 @@ async def test_while_the_engine_restarts_a_fallback_serves(tmp_path: Path) -> No
         assert await served_by() == LOCAL
         provider = caller.services.gateway.providers[LOCAL]
         assert isinstance(provider, LocalProvider) and provider._engine
+        may_restart, restart = asyncio.Event(), provider._engine._restart
+
+        async def restart_later() -> bool:
+            await may_restart.wait()
+            return await restart()
+
+        provider._engine._restart = restart_later  # type: ignore[method-assign]
         provider._engine.engine.runner.run = explode  # type: ignore[assignment, method-assign]
         assert await served_by() == "fake", "the request that broke it is answered, too"
         assert (await caller.http.get("/health/ready")).status_code == 503
         assert await served_by() == "fake"
+        may_restart.set()
         async with asyncio.timeout(30):
             while provider.unhealthy():
                 await asyncio.sleep(0.05)

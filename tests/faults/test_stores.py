@@ -4,6 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import func, select
 
@@ -18,31 +19,52 @@ from tests.rag.test_documents_api import LEASE
 
 pytestmark = pytest.mark.slow
 HELD = 12  # requests a minute
+SOON = 10.0  # seconds: what has a deadline of one or two is over by then on any machine, what has none is not
+AGES = 3600.0
+
+
+def pause_over(caller: Caller) -> None:
+    """The shared limits are asked again from now on."""
+    store = caller.services.meter._store
+    assert isinstance(store, limits_redis.SharedLimits)
+    store._away_until = 0.0
+
+
+async def slow_answer(caller: Caller) -> "asyncio.Task[httpx.Response]":
+    """A chat that has been let in and goes on for some seconds."""
+    body = {"model": "slow", "messages": [{"role": "user", "content": "a b c d e f g h i j"}]}
+    asked = asyncio.create_task(caller.chat(**body))
+    async with asyncio.timeout(SOON):
+        while not caller.services.gateway.board.targets["slow"].running:
+            await asyncio.sleep(0.01)
+    return asked
 
 
 async def test_without_redis_each_replica_holds_the_limits_by_itself(
     tmp_path: Path, redis: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fail open, counted: nobody is refused for its sake, nobody waits longer than half a second, once."""
-    monkeypatch.setattr(limits_redis, "PAUSE_SECONDS", 1.0)
+    """Fail open, counted: nobody is refused for its sake, nobody waits longer than the deadline, once."""
+    monkeypatch.setattr(limits_redis, "PAUSE_SECONDS", AGES)
+    monkeypatch.setattr(limits_redis, "DEADLINE_SECONDS", 2.0)  # which Redis keeps also on a busy machine
     settings = changed(plain(tmp_path), "limits", redis_url=redis.url, requests_per_minute=HELD)
     async with calling(settings) as caller:
-        assert await caller.timed() == (200, pytest.approx(0, abs=0.5))
+        assert (await caller.chat()).status_code == 200
         assert await failures(caller) == 0
         with redis.frozen():
             status, seconds = await caller.timed()
-            assert (status, seconds < limits_redis.DEADLINE_SECONDS * 2 + 0.5) == (200, True)
-            assert await caller.timed() == (200, pytest.approx(0, abs=0.3)), "it is not asked again at once"
-        assert await failures(caller) >= 1
-        await asyncio.sleep(1.1)
-        assert (await caller.timed())[0] == 200
+            assert (status, seconds < SOON) == (200, True)
+            assert await failures(caller) == 1
+            assert (await caller.chat()).status_code == 200
+            assert await failures(caller) == 1, "it is not asked again at once"
+        pause_over(caller)
+        assert (await caller.chat()).status_code == 200
         before = await failures(caller)
         redis.kill()
         answers = [(await caller.chat()).status_code for _ in range(HELD + 3)]
         assert answers.count(200) <= HELD and answers[-1] == 429, "the limit holds in this replica"
         assert await failures(caller) > before
         redis.start()
-        await asyncio.sleep(1.1)
+        pause_over(caller)
         seen = (await caller.chat()).status_code
         assert seen == 200, "Redis came back empty, so the minute begins anew"
 
@@ -61,7 +83,7 @@ async def test_without_the_bell_documents_are_filed_all_the_same(tmp_path: Path,
         await filed(caller, LEASE)
 
 
-async def filed(caller: Caller, text: str, seconds: float = 20) -> str:
+async def filed(caller: Caller, text: str, seconds: float = 60) -> str:
     answer = await caller.http.post("/api/v1/documents", files={"f": ("lease.md", text.encode())})
     assert answer.status_code == 202, answer.text
     document: str = answer.json()["documents"][0]["id"]
@@ -79,20 +101,18 @@ async def test_without_postgres_callers_are_refused_and_nothing_acknowledged_is_
     async with calling(settings) as caller:
         document = await filed(caller, LEASE)
         assert (await caller.chat()).status_code == 200
-        running = asyncio.create_task(caller.chat(model="slow", messages=[{"role": "user", "content": "a b c d e f"}]))
-        await asyncio.sleep(0.3)
+        running = await slow_answer(caller)
         postgres.kill()
         await asyncio.sleep(1.1)  # a key is remembered for a second
-        began = time.monotonic()
-        refused = await caller.chat()
-        assert refused.status_code == 503 and time.monotonic() - began < 5
+        status, seconds = await caller.timed()
+        assert status == 503 and seconds < SOON
         assert (await running).status_code == 200, "what was under way ends"
         assert (await caller.http.get("/health/live")).status_code == 200
         ready = await caller.http.get("/health/ready")
         assert ready.status_code == 503 and "database" in ready.json()["reasons"]
         assert caller.services.gateway.writer.pending
         postgres.start()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while (await caller.chat()).status_code != 200:
                 await asyncio.sleep(0.1)
             while caller.services.gateway.writer.pending:
@@ -115,15 +135,15 @@ async def test_a_postgres_that_hangs_holds_nobody_longer_than_is_set(tmp_path: P
     settings = changed(plain(tmp_path), "storage", database_url=postgres.url, database_seconds=1.0)
     async with calling(settings) as caller:
         assert (await caller.chat()).status_code == 200
-        running = asyncio.create_task(caller.chat(model="slow", messages=[{"role": "user", "content": "a b c d e f"}]))
+        running = await slow_answer(caller)
         await asyncio.sleep(1.1)  # a key is remembered for a second
         with postgres.frozen():
             waited = [await caller.timed() for _ in range(2)]
             assert [status for status, _ in waited] == [503, 503]
-            assert max(seconds for _, seconds in waited) < 5
+            assert max(seconds for _, seconds in waited) < SOON
             assert (await caller.http.get("/health/live")).status_code == 200
             assert (await running).status_code == 200, "what was under way ends"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while (await caller.chat()).status_code != 200:
                 await asyncio.sleep(0.1)
             while caller.services.gateway.writer.pending:
@@ -133,7 +153,7 @@ async def test_a_postgres_that_hangs_holds_nobody_longer_than_is_set(tmp_path: P
 
 async def test_without_qdrant_nothing_is_searched_and_chats_go_on(tmp_path: Path, qdrant: Store) -> None:
     """Fail closed: an answer without its passages would be a wrong refusal."""
-    rag = {"index": "qdrant", "qdrant_url": qdrant.url, "qdrant_timeout_seconds": 1.0}
+    rag = {"index": "qdrant", "qdrant_url": qdrant.url, "qdrant_timeout_seconds": 3.0}
     async with calling(changed(plain(tmp_path), "rag", **rag)) as caller:
         await filed(caller, LEASE)
         question = {"question": "How much is the rent of Mill House?", "model": "quoting"}
@@ -141,7 +161,7 @@ async def test_without_qdrant_nothing_is_searched_and_chats_go_on(tmp_path: Path
         async def ask() -> int:
             began = time.monotonic()
             answer = await caller.http.post("/api/v1/answers", json=question)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 2 * SOON
             return answer.status_code
 
         assert await ask() == 200
@@ -159,7 +179,7 @@ async def test_a_qdrant_that_came_back_empty_is_filled_again_by_itself(
 ) -> None:
     """Fail closed until all of it is there: half an index would give wrong refusals."""
     monkeypatch.setattr(refill, "LOOK_SECONDS", 0.5)
-    rag = {"index": "qdrant", "qdrant_url": qdrant.url, "qdrant_timeout_seconds": 1.0}
+    rag = {"index": "qdrant", "qdrant_url": qdrant.url, "qdrant_timeout_seconds": 3.0}
     async with calling(changed(plain(tmp_path), "rag", **rag)) as caller:
         for number in range(3):
             await filed(caller, f"{LEASE}\nThis is lease {number}.")
@@ -175,7 +195,7 @@ async def test_a_qdrant_that_came_back_empty_is_filled_again_by_itself(
         assert (await ask())[0] == 503
         qdrant.start()
         seen: list[tuple[int, int]] = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not seen or seen[-1][0] != 200:
                 seen.append(await ask())
                 await asyncio.sleep(0.05)
@@ -187,7 +207,7 @@ async def test_a_replica_that_is_cut_off_refuses_and_the_other_goes_on(
     tmp_path: Path, postgres: Store, redis: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two replicas, one without its database and its limits: it says so soon, and is itself again afterwards."""
-    monkeypatch.setattr(limits_redis, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(limits_redis, "DEADLINE_SECONDS", 2.0)  # which Redis keeps also on a busy machine
     whole = changed(plain(tmp_path / "one"), "limits", redis_url=redis.url, requests_per_minute=HELD)
     whole = changed(whole, "storage", database_url=postgres.url, database_seconds=1.0)
     async with laid(postgres.url) as to_database, laid(redis.url) as to_limits, calling(whole) as one:
@@ -198,15 +218,14 @@ async def test_a_replica_that_is_cut_off_refuses_and_the_other_goes_on(
             await asyncio.sleep(1.1)  # a key is remembered for a second
             with to_database.cut(), to_limits.cut():
                 status, seconds = await two.timed()
-                assert status == 503 and seconds < 5
+                assert status == 503 and seconds < SOON
                 assert (await two.http.get("/health/ready")).status_code == 503
                 assert (await two.http.get("/health/live")).status_code == 200
-                status, seconds = await one.timed()
-                assert status == 200 and seconds < 0.5
-            async with asyncio.timeout(20):
+                assert (await one.chat()).status_code == 200
+            async with asyncio.timeout(60):
                 while (await two.chat()).status_code == 503:
                     await asyncio.sleep(0.2)
-            await asyncio.sleep(0.6)
+            pause_over(two)
             statuses = [(await each.chat()).status_code for _ in range(HELD) for each in (one, two)]
             assert statuses.count(200) < HELD and statuses[-1] == 429, "limits are of both together again"
             for each in (one, two):

@@ -90,7 +90,7 @@ async def keys(url: str) -> tuple[str, str]:
 async def file_contracts(http: httpx.AsyncClient) -> None:
     files = [("files", (name, (REPOSITORY / "demo" / "contracts" / name).read_bytes())) for name in CONTRACTS]
     filed = (await http.post("/api/v1/documents", files=files)).json()["documents"]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         for one in filed:
             while (job := (await http.get(f"/api/v1/jobs/{one['job_id']}")).json())["status"] != "succeeded":
                 assert job["status"] != "failed", job

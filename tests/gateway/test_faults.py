@@ -226,7 +226,7 @@ async def test_a_caller_that_leaves_closes_the_upstream_and_is_recorded_once(
             if "Hello" in line:
                 break
     assert await caller.running.seen_leaving()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not (rows := await caller.rows(model)):
             await asyncio.sleep(0.02)
     await asyncio.sleep(0.1)
@@ -261,7 +261,7 @@ async def test_a_caller_that_leaves_at_once_leaves_nothing_behind(caller: Caller
         async with caller.http.stream("POST", "/v1/chat/completions", json=body):
             pass
         assert await caller.running.seen_leaving()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         recorded: list[str] = []
         while len(recorded) < 5:
             recorded += await caller.recorded(model)

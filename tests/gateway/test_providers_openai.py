@@ -232,7 +232,7 @@ async def test_an_upstream_that_stays_on_the_line_does_not_delay_the_end() -> No
         await wire.send(*wires.OPENAI_TEXT)
         await wire.until_left()
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):  # half of what the target may be silent
         deltas, _ = await exchange(OpenAIProvider, lingering, chat())
     assert deltas[-1].finish_reason == "stop"
 

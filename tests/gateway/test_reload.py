@@ -83,7 +83,7 @@ class Place:
         return str(response.json()["choices"][0]["message"]["content"]) if response.is_success else response.text
 
     async def until(self, text: str) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while await self.answer() != text:
                 await asyncio.sleep(0.1)
 
@@ -117,7 +117,9 @@ async def test_a_request_in_flight_ends_on_what_it_began_with(place: Place) -> N
     place.write(text="slow but sure", delay=300)
     await place.client.post("/api/v1/config/reload", headers=place.headers)
     asking = asyncio.create_task(place.ask())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while not sum(target.running for target in place.site.services.gateway.board.targets.values()):
+            await asyncio.sleep(0.01)
     place.write(text="after")
     reloaded = await place.client.post("/api/v1/config/reload", headers=place.headers)
     assert reloaded.status_code == 200
@@ -286,7 +288,7 @@ async def test_at_the_end_nothing_is_added_and_targets_are_closed_side_by_side(
 
         async def close(provider: FakeProvider) -> None:
             may_be_added.append(watch is None or not watch.done())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await both.wait()
             closed.append(provider)
 
@@ -323,7 +325,7 @@ async def test_a_new_target_is_closed_where_its_change_cannot_be_written(
     async def close(provider: FakeProvider) -> None:
         closed.append(provider)
 
-    async def fail() -> None:
+    async def fail(_session: Any) -> None:
         raise OSError("the disk is full")
 
     def add(stored: Stored) -> Stored:

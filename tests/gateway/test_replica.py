@@ -139,7 +139,9 @@ async def test_a_dead_replica_is_known_to_be_dead(far: PrecedentProvider, monkey
     assert far.unhealthy() is None
     monkeypatch.setattr(precedent, "ADVERT", "nowhere")
     monkeypatch.setattr(precedent, "FRESH_SECONDS", 0.05)
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while far.unhealthy() is None:
+            await asyncio.sleep(0.01)
     assert far.unhealthy() == "the replica has not been heard of"
 
 

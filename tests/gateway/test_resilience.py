@@ -140,6 +140,10 @@ class Site:
         self.guarded = guarded
         self.running = running
 
+    def pause_over(self) -> None:
+        """As when breaker_seconds have gone by."""
+        self.guarded.breaker._open_until = 0.0
+
     async def ask(self, request: ChatRequest | None = None, *, alternatives: bool = False) -> str:
         stream = await self.guarded.open(request or chat(), alternatives=alternatives)
         try:
@@ -189,12 +193,12 @@ async def test_retries_are_bounded_and_count_as_one_failure() -> None:
         assert site.guarded.breaker.state == "open"
         with pytest.raises(Unavailable):
             await site.ask()
-        await asyncio.sleep(0.25)
+        site.pause_over()
         site.running.script = answering(*wires.OPENAI_TEXT)
         assert (await site.ask()).startswith("Hello")
         assert site.guarded.breaker.state == "closed"
 
-    assert len((await guarded(failing(503, {}), check)).exchanges) == 3 + 3 + 1
+    assert len((await guarded(failing(503, {}), check, breaker_seconds=3600.0)).exchanges) == 3 + 3 + 1
 
 
 async def test_a_probe_that_answers_lets_the_others_in_before_it_has_ended() -> None:
@@ -203,13 +207,13 @@ async def test_a_probe_that_answers_lets_the_others_in_before_it_has_ended() -> 
             with pytest.raises(TransientError):
                 await site.ask()
         site.running.script = silent_after_text
-        await asyncio.sleep(0.25)
+        site.pause_over()
         probe = await site.guarded.open(chat(), alternatives=False)
         other = await site.guarded.open(chat(), alternatives=False)
         await probe.aclose()
         await other.aclose()
 
-    await guarded(failing(503, {}), check, max_retries=0)
+    await guarded(failing(503, {}), check, max_retries=0, breaker_seconds=3600.0)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])

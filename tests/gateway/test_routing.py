@@ -226,7 +226,7 @@ async def test_probes_open_and_close_the_circuit() -> None:
     gateway = SimpleNamespace(board=SimpleNamespace(targets={"t": well}))
     prober = Prober(gateway)  # type: ignore[arg-type]  # it reads the board alone
     await prober.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while well.trouble():
             await asyncio.sleep(0.01)
     await prober.stop()

@@ -195,12 +195,19 @@ class Canaries:
             for turn in (await self.firm.library.conversations.history(self.who, conversation)).turns:
                 self.judge(str(turn.answer))
 
+    async def _heard(self, more: int) -> None:
+        """Returns once the canaries have been named that many more times."""
+        wanted = self.said + more
+        async with asyncio.timeout(120):
+            while self.said < wanted:
+                await asyncio.sleep(0.005)
+
     async def run(self, deletions: int) -> list[str]:
         """The turns that are left, as text."""
         conversation = await self.firm.library.conversations.create(self.who, "canaries")
         asking = [asyncio.create_task(self.asks(conversation.id, number)) for number in range(6)]
         for position, (word, document) in enumerate(list(self.words.items())[:deletions]):
-            await asyncio.sleep(0.05)
+            await self._heard(5)
             await take_away(self.firm, self.who, document, "replace" if position % 4 == 3 else "delete")
             self.gone.add(word)
         self.stop = True

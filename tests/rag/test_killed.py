@@ -84,7 +84,7 @@ async def first_life(folder: Path, stage: str) -> None:
         arm(stage)
         await services.library.documents.replace(principal, filed.document.id, Upload("a.txt", "", NEW.encode()))
         services.library.jobs.wake()
-        await asyncio.sleep(60)
+        await asyncio.sleep(290)
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ async def first_life(folder: Path, stage: str) -> None:
 async def test_a_killed_ingestion_is_finished_by_the_next_start(stage: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     killed = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-m", "tests.rag.test_killed", str(tmp_path), stage], cwd=root, timeout=120
+        subprocess.run, [sys.executable, "-m", "tests.rag.test_killed", str(tmp_path), stage], cwd=root, timeout=300
     )
     assert killed.returncode == -signal.SIGKILL
     async with open_services(fake_settings(tmp_path)) as services:

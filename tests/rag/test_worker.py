@@ -6,11 +6,13 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import redis.asyncio as redis
 
 from app import migrate
 from app.db import Database
 from app.errors import ConfigurationError
 from app.jobs import SUCCEEDED, Job
+from app.rag.documents.bell import CHANNEL
 from app.rag.documents.service import Upload
 from app.services import open_services
 from app.tenants import service
@@ -24,6 +26,12 @@ async def test_a_worker_with_an_embedded_index_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigurationError, match="belongs to one process"):
         async with open_worker(fake_settings(tmp_path)):
             pass
+
+
+async def both_listen(redis_url: str) -> None:
+    async with redis.Redis.from_url(redis_url) as client, asyncio.timeout(30):
+        while (await client.pubsub_numsub(CHANNEL))[0][1] < 2:
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -44,7 +52,7 @@ async def test_a_worker_ingests_what_the_server_files_and_the_server_hears_of_it
         assert principal
         idle = dataclasses.replace(settings, rag=dataclasses.replace(rag, ingest_workers=0))
         async with open_services(idle) as server, open_worker(settings):
-            await asyncio.sleep(1.0)  # both listen
+            await both_listen(redis_url)
 
             async def filed(text: str, document: Job | None = None) -> Job:
                 upload = Upload("a.txt", "", text.encode())
@@ -55,7 +63,7 @@ async def test_a_worker_ingests_what_the_server_files_and_the_server_hears_of_it
                 )
                 assert one.job
                 server.library.jobs.wake()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while True:
                         async with database.session() as session:
                             job = await session.get(Job, one.job.id)
@@ -74,7 +82,7 @@ async def test_a_worker_ingests_what_the_server_files_and_the_server_hears_of_it
 
             server.library.answers._forgetting.tell(listener)
             await filed("The rent is one thousand crowns.", first)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not heard:
                     await asyncio.sleep(0.05)
             assert heard == [f"{first.payload['document_id']}/1"]

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import Select, or_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, get_owned, owned
+from app.db import Database, get_owned, owned, take_turn
 from app.errors import InvalidRequest, NotFound
 from app.gateway import cursor as cursors
 from app.rag.answers.quotes import find, skeleton
@@ -46,6 +46,7 @@ class FeedbackService:
     async def give(self, principal: Principal, answer_id: UUID, thumb: str, reason: str) -> Opinion:
         """Once for each answer: again replaces. Raises NotFound for what was not answered to the caller."""
         async with self._database.session() as session:
+            await take_turn(session, Answer, answer_id)
             answer = await own_answer(session, principal, answer_id)
             mine = owned(Feedback, principal.tenant_id).where(
                 Feedback.answer_id == answer.id, Feedback.owner_id == principal.owner_id
@@ -89,6 +90,7 @@ class EvaluationCases:
         async with self._database.session() as session:
             question = new.question or await self._asked(session, principal, new.answer_id)
             if new.document_id:
+                await take_turn(session, Document, new.document_id)
                 document = await get_visible(session, principal, new.document_id)
                 await self._require_quote(session, document, new.quote)
             elif new.quote:

@@ -8,10 +8,13 @@ from uuid import UUID
 
 import msgspec
 from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, now
+from app.db import Database, now, take_turn
+from app.errors import NotFound, source_gone
 from app.rag.api.schemas import AnswerView, SearchedView
-from app.rag.records import Answer, AnswerSource, Feedback, Turn
+from app.rag.models import Document
+from app.rag.records import Answer, AnswerSource, Conversation, Feedback, Turn
 from app.rag.retrieval.search import Found
 from app.tenants.principal import Principal
 
@@ -36,6 +39,9 @@ class AnswerLog:
     async def write(
         self, principal: Principal, model: str, view: AnswerView, found: Sequence[Found], asked: Asked | None
     ) -> None:
+        """Raises Conflict where a turn's document was deleted, and NotFound where its conversation was, meanwhile: its
+        words would outlive them.
+        """
         labels = frozenset[str]().union(*(one.labels for one in found), asked.labels if asked else ())
         answer = Answer(
             id=view.id,
@@ -50,8 +56,10 @@ class AnswerLog:
         async with self._database.session() as session:
             session.add(answer)
             await session.flush()
-            session.add_all(_sources(principal.tenant_id, view, found, asked))
+            sources = _sources(principal.tenant_id, view, found, asked)
+            session.add_all(sources)
             if asked:
+                await _require_there(session, asked, {source.document_id for source in sources})
                 session.add(_turn(principal.tenant_id, view, asked))
             await session.commit()
 
@@ -62,6 +70,15 @@ class AnswerLog:
         async with self._database.session() as session:
             await session.execute(old)
             await session.commit()
+
+
+async def _require_there(session: AsyncSession, asked: Asked, documents: set[UUID]) -> None:
+    """None of these is deleted before the transaction ends."""
+    if not await take_turn(session, Conversation, asked.conversation_id):
+        raise NotFound(f"There is no conversation {asked.conversation_id}.")
+    there = select(Document.id).where(Document.id.in_(documents)).with_for_update(read=True, key_share=True)
+    if set(await session.scalars(there)) != documents:
+        raise source_gone()
 
 
 def _sources(tenant_id: UUID, view: AnswerView, found: Sequence[Found], asked: Asked | None) -> list[AnswerSource]:

@@ -51,10 +51,13 @@ class Erasure:
 
 
 async def forget_document(session: AsyncSession, document: Document, versions: Sequence[DocumentVersion]) -> Job:
-    """Delete the document, and the turns of conversations that were made of it, in the caller's transaction."""
+    """Delete the document, and the turns of conversations that were made of it, in the caller's transaction.
+
+    The document first: from then on no turn is kept of it (`AnswerLog.write`), and what is kept already is found.
+    """
+    await session.execute(delete(Document).where(Document.id == document.id))
     used = select(AnswerSource.answer_id).where(AnswerSource.document_id == document.id)
     await session.execute(delete(Turn).where(Turn.id.in_(used)))
-    await session.execute(delete(Document).where(Document.id == document.id))
     job = Job(
         id=uuid7(),
         tenant_id=document.tenant_id,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import delete, or_, update
 
-from app.db import Database, get_owned, owned
+from app.db import Database, get_owned, owned, take_turn
 from app.errors import AppError, NotFound
 from app.jobs import Job, Progress, Superseded
 from app.rag.documents.background import Background
@@ -146,20 +146,22 @@ class Ingestion:
         older = or_(Document.current_version.is_(None), Document.current_version < version.version)
         async with self._database.session() as session:
             await progress.hold(session)
-            for table in (ChunkRow, DocumentFact):  # of a half-done attempt
-                await session.execute(
-                    delete(table).where(table.document_id == document.id, table.version == version.version)
-                )
-            session.add_all(_row(version, one) for one in chunks)
-            session.add_all(rows(document.tenant_id, document.id, version.version, found))
-            await session.execute(update(DocumentVersion).where(DocumentVersion.id == version.id).values(**values))
-            mine = update(Document).where(Document.id == document.id, older)
-            published = await session.execute(mine.values(**current))
+            published = await take_turn(session, Document, document.id)
+            if published:
+                for table in (ChunkRow, DocumentFact):  # of a half-done attempt
+                    await session.execute(
+                        delete(table).where(table.document_id == document.id, table.version == version.version)
+                    )
+                session.add_all(_row(version, one) for one in chunks)
+                session.add_all(rows(document.tenant_id, document.id, version.version, found))
+                await session.execute(update(DocumentVersion).where(DocumentVersion.id == version.id).values(**values))
+                mine = update(Document).where(Document.id == document.id, older)
+                published = bool((await session.execute(mine.values(**current))).rowcount)  # type: ignore[attr-defined]
             await session.commit()
-        if published.rowcount == 0:  # type: ignore[attr-defined]  # deleted or overtaken while we worked
-            await self._remove_points(document, version)
-        else:
+        if published:
             await self._forget_older(document, version)
+        else:  # deleted or overtaken while we worked
+            await self._remove_points(document, version)
 
     async def _forget_older(self, document: Document, version: DocumentVersion) -> None:
         await self._forgetting.versions_before(document.id, version.version)

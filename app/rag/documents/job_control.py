@@ -12,7 +12,7 @@ from app.gateway import cursor as cursors
 from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, Job
 from app.rag.documents.service import visible
 from app.rag.models import FAILED as VERSION_FAILED
-from app.rag.models import PENDING, Document, DocumentVersion
+from app.rag.models import PENDING, READY, Document, DocumentVersion
 from app.tenants import audit
 from app.tenants.principal import Principal
 
@@ -51,7 +51,8 @@ class JobControl:
             changed = await session.execute(stopped.values(status=CANCELLED, finished_at=now()))
             if changed.rowcount == 0:  # type: ignore[attr-defined]
                 raise Conflict(f"The job has {job.status}; only one that waits or runs can be cancelled.")
-            await _set_version(session, job, VERSION_FAILED, CANCELLED_REASON)
+            if not await _set_version(session, job, VERSION_FAILED, CANCELLED_REASON):
+                raise Conflict("The job has just succeeded: its version is current by now.")
             await _audit(session, principal, "job.cancel", job)
             await session.commit()
             await session.refresh(job)
@@ -90,9 +91,10 @@ class JobControl:
         return owned(Job, principal.tenant_id).where(Job.id.in_(versions.with_only_columns(DocumentVersion.job_id)))
 
 
-async def _set_version(session: AsyncSession, job: Job, status: str, error: str | None) -> None:
-    version = update(DocumentVersion).where(DocumentVersion.job_id == job.id)
-    await session.execute(version.values(status=status, error=error))
+async def _set_version(session: AsyncSession, job: Job, status: str, error: str | None) -> bool:
+    """False where the version is ready: an attempt publishes it a moment before its job ends."""
+    version = update(DocumentVersion).where(DocumentVersion.job_id == job.id, DocumentVersion.status != READY)
+    return bool((await session.execute(version.values(status=status, error=error))).rowcount)  # type: ignore[attr-defined]
 
 
 async def _audit(session: AsyncSession, principal: Principal, action: str, job: Job) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from app.db import Database, owned
+from app.db import Database, owned, take_turn
 from app.jobs import QUEUED, RUNNING, Job, Progress
 from app.rag.documents.background import Background
 from app.rag.documents.chunking import Chunk
@@ -45,6 +45,7 @@ class Relabelling:
         """
         principal.require_labels(labels)
         async with self._database.session() as session:
+            await take_turn(session, Document, document_id)
             await get_visible(session, principal, document_id)
             before = (await labels_of(session, {document_id}))[document_id]
             if before - labels:

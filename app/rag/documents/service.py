@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 from uuid_utils.compat import uuid7
 
-from app.db import Database, get_owned, owned
+from app.db import Database, get_owned, owned, take_turn
 from app.errors import Conflict, NotFound
 from app.jobs import Job
 from app.rag.answers.citations import SourceText
@@ -26,6 +26,7 @@ from app.rag.models import PENDING, READY, Document, DocumentFact, DocumentLabel
 from app.rag.parsing import Page
 from app.tenants import audit
 from app.tenants.matters import require_open
+from app.tenants.models import Tenant
 from app.tenants.principal import Principal
 
 INGEST = "ingest"
@@ -97,29 +98,35 @@ class DocumentService:
         self._sources: OrderedDict[tuple[UUID, int], SourceText] = OrderedDict()
 
     async def add(self, principal: Principal, upload: Upload, collection: str, labels: frozenset[str]) -> Filed:
-        """File a new document, unless the caller sees the same content there already under the same labels."""
+        """File a new document, unless the caller sees the same content there already under the same labels: of two who
+        file the same at once, the second finds the first one's.
+        """
         principal.require_labels(labels)
         async with self._database.session() as session:
             await require_open(session, principal.tenant_id, labels)
-            digest = hashlib.sha256(upload.data).hexdigest()
-            if twin := await self._twin(session, principal, digest, collection, labels):
-                return twin
             document = Document(
+                id=uuid7(),
                 tenant_id=principal.tenant_id,
                 collection=collection,
                 title=upload.filename,
                 filename=upload.filename,
             )
+            version, job = await self._file(document, upload, 1)
+            await take_turn(session, Tenant, principal.tenant_id)  # not before the file is written: that takes a while
+            if twin := await self._twin(session, principal, version.sha256, collection, labels):
+                await self._files.remove(version.tenant_id, version.id)
+                return twin
             session.add(document)
             await session.flush()
             session.add_all(DocumentLabel(document_id=document.id, label=label) for label in labels)
-            job = await self._file(session, document, upload, 1, digest)
+            session.add_all([version, job])
             await session.commit()
             return Filed(document, 1, job)
 
     async def replace(self, principal: Principal, document_id: UUID, upload: Upload) -> Filed:
         """File a new version; the old one answers until the new one is ready."""
         async with self._database.session() as session:
+            await take_turn(session, Document, document_id)  # two at once are two versions
             document = await get_visible(session, principal, document_id)
             await require_open(session, principal.tenant_id, (await labels_of(session, {document_id}))[document_id])
             versions = owned(DocumentVersion, principal.tenant_id).where(DocumentVersion.document_id == document_id)
@@ -128,7 +135,8 @@ class DocumentService:
             if newest and newest.sha256 == digest and newest.version == document.current_version:
                 return Filed(document, newest.version, None)
             number = newest.version + 1 if newest else 1
-            job = await self._file(session, document, upload, number, digest)
+            version, job = await self._file(document, upload, number)
+            session.add_all([version, job])
             await session.commit()
             return Filed(document, number, job)
 
@@ -187,6 +195,7 @@ class DocumentService:
     async def delete(self, principal: Principal, document_id: UUID) -> None:
         """Delete a document with all its versions. Committing fences it; answers and caches, index and files follow."""
         async with self._database.session() as session:
+            await take_turn(session, Document, document_id)  # a version that is being filed goes with it
             document = await get_visible(session, principal, document_id)
             versions = list(
                 await session.scalars(
@@ -211,8 +220,8 @@ class DocumentService:
                 await get_visible(session, principal, still_there.id)
             return job
 
-    async def _file(self, session: AsyncSession, document: Document, upload: Upload, number: int, digest: str) -> Job:
-        """Write the original, the version's row and its job; nothing counts until the caller commits."""
+    async def _file(self, document: Document, upload: Upload, number: int) -> tuple[DocumentVersion, Job]:
+        """Write the original; nothing counts until the caller has committed the version's row and its job."""
         job = Job(
             id=uuid7(),
             tenant_id=document.tenant_id,
@@ -227,12 +236,11 @@ class DocumentService:
             version=number,
             filename=upload.filename,
             media_type=upload.media_type,
-            sha256=digest,
+            sha256=hashlib.sha256(upload.data).hexdigest(),
             size=len(upload.data),
         )
         await self._files.write(version, upload.data)
-        session.add_all([version, job])
-        return job
+        return version, job
 
     async def _twin(
         self,
