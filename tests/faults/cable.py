@@ -50,12 +50,13 @@ class Cable:
 
 
 @asynccontextmanager
-async def laid(url: str) -> AsyncIterator[Cable]:
+async def laid(url: str, host: str = "127.0.0.1") -> AsyncIterator[Cable]:
+    """To the server at `url`, from this machine's address `host`."""
     cable = Cable(url)
-    server = await asyncio.start_server(cable._joined, "127.0.0.1", 0)
+    server = await asyncio.start_server(cable._joined, host, 0)
     port = server.sockets[0].getsockname()[1]
     user = f"{cable._parts.username}@" if cable._parts.username else ""
-    cable.url = urlunsplit(cable._parts._replace(netloc=f"{user}127.0.0.1:{port}"))
+    cable.url = urlunsplit(cable._parts._replace(netloc=f"{user}{host}:{port}"))
     try:
         yield cable
     finally:
