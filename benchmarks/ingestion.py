@@ -83,10 +83,10 @@ class _Clock:
         self.seconds = 0.0
         inner = embedder._forward
 
-        def timed(ids: list[list[int]]) -> Any:
+        def timed(ids: list[list[int]], **how: bool) -> Any:
             began = perf_counter()
             try:
-                return inner(ids)
+                return inner(ids, **how)
             finally:
                 self.seconds += perf_counter() - began
 
