@@ -32,7 +32,7 @@ from app.rag.answers.prompts import REFUSAL
 from app.services import Services
 from app.tenants import service
 from app.tenants.principal import TENANT_SCOPES
-from tests.servers import ServerMissing, free_port, postgres_server, redis_server
+from tests.servers import free_port, or_skip, postgres_server, redis_server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,30 +59,21 @@ def _unexpected_skips(reporter: Any, config: pytest.Config) -> list[Any]:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    try:
-        with postgres_server() as url:
-            yield url
-    except ServerMissing as error:
-        pytest.skip(str(error))
+    with or_skip(postgres_server()) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_postgres() -> Iterator[str]:
     """A server for one test, which may migrate it."""
-    try:
-        with postgres_server() as url:
-            yield url
-    except ServerMissing as error:
-        pytest.skip(str(error))
+    with or_skip(postgres_server()) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    try:
-        with redis_server() as url:
-            yield url
-    except ServerMissing as error:
-        pytest.skip(str(error))
+    with or_skip(redis_server()) as url:
+        yield url
 
 
 # What the fake model `quoting` quotes; a document that says so makes its answer verifiable.

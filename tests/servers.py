@@ -14,17 +14,31 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
+
+import pytest
 
 from tests.qdrant_server import handler
 
 START_SECONDS = 30.0
+Running = TypeVar("Running")
 
 
 class ServerMissing(Exception):
     """The server's program is not installed."""
+
+
+@contextmanager
+def or_skip(server: AbstractContextManager[Running]) -> Iterator[Running]:
+    """The server, for a test that is skipped where its program is not installed."""
+    try:
+        with server as running:
+            yield running
+    except ServerMissing as error:
+        pytest.skip(str(error))
 
 
 def free_port() -> int:

@@ -93,7 +93,7 @@ async def require_unchanged(session: AsyncSession, stored: Stored) -> None:
 
 
 async def put_entry(session: AsyncSession, kind: str, name: str, body: dict[str, Any]) -> None:
-    await audit.take_turn(session)
+    """After `require_unchanged`, in the same transaction: two at once would both find no row and make one."""
     row = await session.scalar(select(CatalogEntry).where(CatalogEntry.kind == kind, CatalogEntry.name == name))
     if row is None:
         session.add(CatalogEntry(kind=kind, name=name, body=body, updated_at=now()))

@@ -22,8 +22,9 @@ class Machine:
             raise ServerMissing("network namespaces need root and the program ip (package iproute2)")
         mark, network = secrets.token_hex(3), secrets.randbelow(256)
         self._name = f"precedent-{mark}"
-        self._links = {"a" + mark: f"198.18.{network}", "b" + mark: f"198.19.{network}"}  # RFC 2544, section 12
-        self.address, self.servers = f"198.18.{network}.2", f"198.19.{network}.1"
+        self._front, self._back = f"front{mark}", f"back{mark}"
+        self._networks = {self._front: f"198.18.{network}", self._back: f"198.19.{network}"}  # RFC 2544, section 12
+        self.address, self.servers = f"{self._networks[self._front]}.2", f"{self._networks[self._back]}.1"
 
     def running(self, command: list[str]) -> list[str]:
         """The command that runs `command` there."""
@@ -32,7 +33,7 @@ class Machine:
     def start(self) -> None:
         _ip("netns", "add", self._name)
         _ip("-n", self._name, "link", "set", "lo", "up")
-        for link, network in self._links.items():
+        for link, network in self._networks.items():
             _ip("link", "add", link, "type", "veth", "peer", "name", f"{link}x")
             _ip("link", "set", f"{link}x", "netns", self._name)
             _ip("addr", "add", f"{network}.1/30", "dev", link)
@@ -47,12 +48,11 @@ class Machine:
     @contextmanager
     def cut_off(self) -> Iterator[None]:
         """From its servers: what it sends them vanishes, and its connections stay open."""
-        link = next(link for link in self._links if link.startswith("b"))
-        _ip("link", "set", link, "down")
+        _ip("link", "set", self._back, "down")
         try:
             yield
         finally:
-            _ip("link", "set", link, "up")
+            _ip("link", "set", self._back, "up")
 
 
 @contextmanager

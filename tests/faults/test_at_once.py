@@ -51,7 +51,7 @@ from app.tenants.roles import Role
 from app.tenants.sealing import Sealer, new_key
 from app.tenants.sessions import Logins
 from tests.conftest import fake_settings
-from tests.servers import ServerMissing, postgres_server
+from tests.servers import or_skip, postgres_server
 
 pytestmark = pytest.mark.slow
 LEASE = Upload("lease.txt", "text/plain", b"1. Rent. The monthly rent of the office is EUR 4,200.")
@@ -66,12 +66,9 @@ def migrated() -> Iterator[str]:
         await migrate.upgrade(database)
         await database.close()
 
-    try:
-        with postgres_server() as url:
-            asyncio.run(upgrade(url))
-            yield url
-    except ServerMissing as error:
-        pytest.skip(str(error))
+    with or_skip(postgres_server()) as url:
+        asyncio.run(upgrade(url))
+        yield url
 
 
 class NoIndex:

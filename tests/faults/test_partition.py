@@ -1,25 +1,21 @@
 """Two replicas as processes on two machines, one of which loses the network to database and limits."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
-from app.config import REPOSITORY, Settings, StorageSettings
+from app.config import Settings, StorageSettings
 from app.tenants.principal import Scope
 from tests.faults.cable import laid
 from tests.faults.machine import Machine, machine
 from tests.faults.stores import Store
-from tests.faults.test_processes import CONFIG, Served, until_ready
+from tests.faults.test_processes import CONFIG, Served, serve, serving
 from tests.gateway.upstream import prepared
-from tests.servers import ServerMissing, free_port
+from tests.servers import free_port, or_skip
 
 pytestmark = pytest.mark.slow
 SOON = 10.0  # seconds: what has a deadline of one or two is over by then on any machine, what has none is not
@@ -27,11 +23,8 @@ SOON = 10.0  # seconds: what has a deadline of one or two is over by then on any
 
 @pytest.fixture
 def far() -> Iterator[Machine]:
-    try:
-        with machine() as made:
-            yield made
-    except ServerMissing as error:
-        pytest.skip(str(error))
+    with or_skip(machine()) as made:
+        yield made
 
 
 @asynccontextmanager
@@ -44,17 +37,10 @@ async def replica(
     file.write_text(CONFIG.format(folder=folder))
     variables = {"CONFIG": str(file), "STORAGE_DATABASE_URL": database, "STORAGE_DATABASE_SECONDS": "1"}
     variables |= {"LIMITS_REDIS_URL": redis, "SERVER_HOST": address}
-    environment = os.environ | {f"PRECEDENT_{name}": value for name, value in variables.items()}
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    process = subprocess.Popen(on.running(command) if on else command, env=environment, cwd=REPOSITORY)
-    headers = {"authorization": f"Bearer {key}"}
-    try:
-        async with httpx.AsyncClient(base_url=f"http://{address}:{port}", headers=headers, timeout=60) as http:
-            await until_ready(process, http)
-            yield Served(process, http, database)
-    finally:
-        process.kill()
-        await asyncio.to_thread(process.wait, 30)
+    environment = {f"PRECEDENT_{name}": value for name, value in variables.items()}
+    command = on.running(serve(port)) if on else serve(port)
+    async with serving(command, environment, f"http://{address}:{port}", key, database) as running:
+        yield running
 
 
 async def refused(replica: Served) -> bool:

@@ -97,13 +97,26 @@ async def served(folder: Path, **variables: str) -> AsyncIterator[Served]:
     file.write_text(CONFIG.format(folder=folder))
     url = f"sqlite+aiosqlite:///{folder}/test.db"
     key = await prepared(Settings(storage=StorageSettings(database_url=url, directory=str(folder))), *Scope)
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, "PRECEDENT_CONFIG": str(file), **variables}, cwd=REPOSITORY)
+    variables["PRECEDENT_CONFIG"] = str(file)
+    async with serving(serve(port), variables, f"http://127.0.0.1:{port}", key, url) as running:
+        yield running
+
+
+def serve(port: int) -> list[str]:
+    return [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+
+
+@asynccontextmanager
+async def serving(
+    command: list[str], variables: dict[str, str], base_url: str, key: str, database_url: str
+) -> AsyncIterator[Served]:
+    """A server process, once it is ready; killed at the end."""
+    process = subprocess.Popen(command, env={**os.environ, **variables}, cwd=REPOSITORY)
     headers = {"authorization": f"Bearer {key}"}
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=30) as http:
             await until_ready(process, http)
-            yield Served(process, http, url)
+            yield Served(process, http, database_url)
     finally:
         process.kill()
         await asyncio.to_thread(process.wait, 30)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -10,7 +9,7 @@ import pytest_asyncio
 
 from app.gateway.limits import Draw, Granted, Kind, LimitStore, MemoryLimits, Refused, Unseeded
 from app.gateway.limits_redis import RedisLimits, SharedLimits
-from tests.servers import ServerMissing, redis_server
+from tests.servers import or_skip, redis_server
 
 
 @pytest.fixture(scope="module", params=["memory", "redis"])
@@ -18,11 +17,8 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "memory":
         yield ""
         return
-    try:
-        with redis_server() as url:
-            yield url
-    except ServerMissing as error:
-        pytest.skip(str(error))
+    with or_skip(redis_server()) as url:
+        yield url
 
 
 @pytest_asyncio.fixture
@@ -125,18 +121,9 @@ async def test_leases_of_the_dead_expire(address: str) -> None:
     await store.close()
 
 
-@contextmanager
-def own_redis() -> Iterator[str]:
-    try:
-        with redis_server() as url:
-            yield url
-    except ServerMissing as error:
-        pytest.skip(str(error))
-
-
 async def test_without_redis_each_replica_counts_by_itself() -> None:
     clock = [100.0]
-    with own_redis() as url:
+    with or_skip(redis_server()) as url:
         store = SharedLimits(RedisLimits(url), 60, clock=lambda: clock[0])
         budget = draw(Kind.BUDGET, 10, amount=4)
         await store.seed(budget, 0)
